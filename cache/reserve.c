@@ -1,0 +1,88 @@
+/*
+ * reserve.c - blocks in the backing before a byte is dirtied: what page_mkwrite does for the CPU.
+ */
+#include "cache/internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+struct reservation {
+	struct cache_file *file;
+	off_t off, len;
+	bool extends;
+	void (*done)(struct cache_file *file, void *user, int status);
+	void *user;
+	struct ring_op ring_op;
+	struct job job; /* the filesystem has no fallocate: the size is set by ftruncate */
+	int status;
+};
+
+static void end(struct reservation *reservation, int status)
+{
+	reservation->done(reservation->file, reservation->user, status);
+	free(reservation);
+}
+
+static void truncate_work(struct job *job)
+{
+	struct reservation *reservation = CONTAINER_OF(job, struct reservation, job);
+	off_t wanted = reservation->off + reservation->len;
+
+	reservation->status = 0;
+	if (reservation->file->size < wanted && ftruncate(reservation->file->backing.buffered.fd, wanted) < 0)
+		reservation->status = -errno;
+}
+
+static void truncated(struct cache *cache, struct task *task)
+{
+	struct reservation *reservation = CONTAINER_OF(task, struct reservation, job.done);
+
+	(void)cache;
+	end(reservation, reservation->status);
+}
+
+static void allocated(struct ring_op *op, int result)
+{
+	struct reservation *reservation = CONTAINER_OF(op, struct reservation, ring_op);
+	struct cache_file *file = reservation->file;
+
+	if (result == -EINTR || result == -EAGAIN) {
+		ring_fallocate(&file->cache->ring, file->backing.buffered,
+			       reservation->extends ? 0 : FALLOC_FL_KEEP_SIZE, reservation->off, reservation->len, op);
+		return;
+	}
+	if (result != -EOPNOTSUPP && result != -ENOSYS) {
+		end(reservation, result);
+		return;
+	}
+	if (!reservation->extends) {
+		end(reservation, 0); /* such a filesystem reports ENOSPC at writeback */
+		return;
+	}
+	reservation->job = (struct job){.work = truncate_work, .done.run = truncated};
+	workers_give(&file->cache->workers, &reservation->job);
+}
+
+void backing_reserve(struct cache_file *file, off_t off, off_t len, bool extends,
+		     void (*done)(struct cache_file *file, void *user, int status), void *user)
+{
+	struct reservation *reservation;
+
+	if (!extends)
+		len = min_off(len, file->size - off);
+	if (len <= 0) {
+		done(file, user, 0);
+		return;
+	}
+	reservation = calloc(1, sizeof(*reservation));
+	if (reservation == NULL) {
+		done(file, user, -ENOMEM);
+		return;
+	}
+	*reservation = (struct reservation){.file = file, .off = off, .len = len, .extends = extends, .done = done,
+					    .user = user, .ring_op.done = allocated};
+	ring_fallocate(&file->cache->ring, file->backing.buffered, extends ? 0 : FALLOC_FL_KEEP_SIZE, off, len,
+		       &reservation->ring_op);
+}

@@ -1,0 +1,307 @@
+/*
+ * write.c - WRITEs of the CPU: to the device copy where there is one, else to the backing (R1).
+ *
+ * Each chunk's part goes its own way; the WRITE is answered when all have arrived. A WRITE past the end of file first
+ * extends the backing (its size is always the true one) and reserves the blocks, so that ENOSPC is told to the writer
+ * and not to a later writeback.
+ */
+#include "cache/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct write_request {
+	struct task task;
+	struct cache_io *io;
+	struct cache_file *file;
+	unsigned outstanding;
+	int status;
+};
+
+struct write_segment {
+	struct write_request *request;
+	struct chunk *chunk;
+	size_t at, len, done;
+	off_t off;
+	char *buffer;
+	bool is_gap; /* zeros between the old end of file and the WRITE, in a chunk that is on the device */
+	struct task task;
+	struct ring_op ring_op;
+	struct device_op device_op;
+};
+
+static off_t segment_file_offset(const struct write_segment *segment)
+{
+	return segment->off + (off_t)segment->done;
+}
+
+static void write_end(struct write_request *request)
+{
+	struct cache_io *io = request->io;
+
+	if (--request->outstanding > 0)
+		return;
+	io->done_bytes = request->status < 0 ? 0 : io->len;
+	io->op.done(&io->op, request->status);
+	file_leave(request->file);
+	free(request);
+}
+
+static void segment_end(struct write_segment *segment, int status)
+{
+	struct write_request *request = segment->request;
+	struct cache *cache = request->file->cache;
+
+	if (segment->buffer != NULL) {
+		struct task *next = bounce_give(&cache->bounce, segment->buffer);
+
+		if (next != NULL)
+			engine_ready(cache, next);
+	}
+	if (status < 0)
+		request->status = status;
+	free(segment);
+	write_end(request);
+}
+
+/* ---- to the backing ---- */
+
+static void segment_write(struct write_segment *segment);
+
+static void segment_written(struct ring_op *op, int result)
+{
+	struct write_segment *segment = CONTAINER_OF(op, struct write_segment, ring_op);
+	struct cache_file *file = segment->request->file;
+
+	if (result == -EINTR || result == -EAGAIN) {
+		segment_write(segment);
+		return;
+	}
+	if (result > 0) {
+		segment->done += (size_t)result;
+		if (segment->done < segment->len) {
+			segment_write(segment);
+			return;
+		}
+	}
+	if (result > 0 && file->size < segment->off + (off_t)segment->len)
+		file->size = segment->off + (off_t)segment->len;
+	atomic_fetch_add(&file->write_generation, 1);
+	chunk_send(segment->chunk, EVENT_HOST_WRITTEN);
+	segment_end(segment, result == 0 ? -EIO : result < 0 ? result : 0);
+}
+
+static void segment_write(struct write_segment *segment)
+{
+	struct cache_file *file = segment->request->file;
+
+	segment->ring_op.done = segment_written;
+	ring_write(&file->cache->ring, file->backing.buffered,
+		   (const char *)segment->request->io->data + segment->at + segment->done, segment->len - segment->done,
+		   segment_file_offset(segment), &segment->ring_op);
+}
+
+/* ---- to the device ---- */
+
+static void segment_copied(struct device_op *op, int status)
+{
+	struct write_segment *segment = CONTAINER_OF(op, struct write_segment, device_op);
+
+	chunk_send(segment->chunk, EVENT_WRITE_DONE);
+	segment_end(segment, status);
+}
+
+static void segment_copy(struct cache *cache, struct task *task)
+{
+	struct write_segment *segment = CONTAINER_OF(task, struct write_segment, task);
+
+	segment->buffer = bounce_take(&cache->bounce, BOUNCE_FOR_WRITE, task);
+	if (segment->buffer == NULL)
+		return;
+	memcpy(segment->buffer, (const char *)segment->request->io->data + segment->at, segment->len);
+	cache->stats.device_write_bytes += segment->len;
+	cache->stats.hits++;
+	segment->chunk->is_referenced = true;
+	cache->dev->ops->copy_to_device(cache->dev, GPU_QUEUE_CPU, segment->chunk->memory,
+					(size_t)(segment->off - chunk_offset(segment->chunk)),
+					bounce_offset(&cache->bounce, segment->buffer), segment->len,
+					device_op_init(&segment->device_op, cache, segment_copied));
+}
+
+static void segment_to_device(struct write_segment *segment)
+{
+	struct chunk *chunk = segment->chunk;
+	struct cache *cache = chunk->file->cache;
+
+	if (segment->is_gap) {
+		cache->dev->ops->fill(cache->dev, GPU_QUEUE_CPU, chunk->memory,
+				      (size_t)(segment->off - chunk_offset(chunk)), segment->len, 0,
+				      device_op_init(&segment->device_op, cache, segment_copied));
+		return;
+	}
+	segment->task.run = segment_copy;
+	segment_copy(cache, &segment->task);
+}
+
+/* ---- which way ---- */
+
+static void segment_dispatch(struct cache *cache, struct task *task);
+
+static void segment_reserved(struct cache_file *file, void *user, int status)
+{
+	struct write_segment *segment = user;
+
+	if (status < 0) {
+		chunk_send(segment->chunk, EVENT_UNPIN);
+		segment_end(segment, status);
+		return;
+	}
+	chunk_send(segment->chunk, EVENT_RESERVED);
+	chunk_send(segment->chunk, EVENT_UNPIN);
+	segment_dispatch(file->cache, &segment->task);
+}
+
+static void segment_dispatch(struct cache *cache, struct task *task)
+{
+	struct write_segment *segment = CONTAINER_OF(task, struct write_segment, task);
+	struct write_request *request = segment->request;
+	struct chunk *chunk = chunk_get(request->file, (uint64_t)segment->off >> cache->chunk_shift);
+
+	if (chunk == NULL) {
+		segment_end(segment, -ENOMEM);
+		return;
+	}
+	segment->chunk = chunk;
+	switch (chunk_send(chunk, request->io->is_writepage ? EVENT_WRITEPAGE : EVENT_WRITE)) {
+	case DO_WAIT:
+		chunk_park(chunk, task);
+		break;
+	case DO_RESERVE:
+		chunk_send(chunk, EVENT_PIN); /* it stays while we ask */
+		backing_reserve(request->file, chunk_offset(chunk), (off_t)cache->chunk_bytes, false, segment_reserved,
+				segment);
+		break;
+	case DO_BACKING:
+		segment_write(segment);
+		break;
+	default:
+		segment_to_device(segment);
+		break;
+	}
+}
+
+static void add_segment(struct write_request *request, off_t off, off_t to, bool is_gap)
+{
+	struct write_segment *segment = calloc(1, sizeof(*segment));
+
+	if (segment == NULL) {
+		request->status = -ENOMEM;
+		return;
+	}
+	*segment = (struct write_segment){.request = request, .at = is_gap ? 0 : (size_t)(off - request->io->off),
+					  .len = (size_t)(to - off), .off = off, .is_gap = is_gap,
+					  .task.run = segment_dispatch};
+	request->outstanding++;
+	segment_dispatch(request->file->cache, &segment->task);
+}
+
+static void write_split(struct write_request *request)
+{
+	struct cache *cache = request->file->cache;
+	off_t off = request->io->off, end = request->io->off + (off_t)request->io->len;
+
+	while (off < end && request->status == 0) {
+		off_t to = min_off(end, (off_t)((((uint64_t)off >> cache->chunk_shift) + 1) << cache->chunk_shift));
+
+		add_segment(request, off, to, false);
+		off = to;
+	}
+	write_end(request);
+}
+
+static struct chunk *find_resident(struct cache_file *file, uint64_t index)
+{
+	struct chunk *chunk = chunk_find(file, index);
+
+	return chunk != NULL && chunk->memory != NULL ? chunk : NULL;
+}
+
+/* The device copy behind the old end of file may hold anything a client stored there; the file has zeros. */
+static void fill_gap(struct write_request *request, off_t old_size)
+{
+	struct cache_file *file = request->file;
+	struct chunk *chunk = find_resident(file, (uint64_t)old_size >> file->cache->chunk_shift);
+	off_t to;
+
+	if (chunk == NULL || chunk->coherence.state == CHUNK_FILLING)
+		return;
+	to = min_off(request->io->off, chunk_end(chunk));
+	if (to > old_size)
+		add_segment(request, old_size, to, true);
+}
+
+static void write_extended(struct cache_file *file, void *user, int status)
+{
+	struct write_request *request = user;
+	off_t end = request->io->off + (off_t)request->io->len;
+	off_t old_size = file->size;
+
+	if (status < 0) {
+		request->status = status;
+		write_end(request);
+		return;
+	}
+	if (old_size < end) {
+		file->size = end;
+		fill_gap(request, old_size);
+	}
+	write_split(request);
+}
+
+/* Whether part of it, or the chunk with the old end of file, is on the device. */
+static bool touches_device(struct write_request *request)
+{
+	struct cache_file *file = request->file;
+	unsigned shift = file->cache->chunk_shift;
+	uint64_t last = (uint64_t)(request->io->off + (off_t)request->io->len - 1) >> shift;
+
+	if (find_resident(file, (uint64_t)file->size >> shift) != NULL)
+		return true;
+	for (uint64_t index = (uint64_t)request->io->off >> shift; index <= last; index++) {
+		if (find_resident(file, index) != NULL)
+			return true;
+	}
+	return false;
+}
+
+static void write_task(struct cache *cache, struct task *task)
+{
+	struct write_request *request = CONTAINER_OF(task, struct write_request, task);
+	struct cache_file *file = request->file;
+	off_t end = request->io->off + (off_t)request->io->len;
+
+	(void)cache;
+	file_take_descriptors(file);
+	request->outstanding = 1;
+	if (request->io->off > file->size)
+		atomic_store(&file->is_sparse, true);
+	if (end > file->size && touches_device(request))
+		backing_reserve(file, request->io->off, (off_t)request->io->len, true, write_extended, request);
+	else
+		write_split(request);
+}
+
+void cache_write(struct cache_io *io)
+{
+	struct write_request *request = calloc(1, sizeof(*request));
+	int err = request == NULL ? -ENOMEM : io->len == 0 ? -EINVAL : file_enter(io->file, true);
+
+	if (err < 0) {
+		free(request);
+		io->op.done(&io->op, err);
+		return;
+	}
+	*request = (struct write_request){.task.run = write_task, .io = io, .file = io->file};
+	engine_post(io->file->cache, &request->task);
+}
