@@ -143,6 +143,7 @@ struct cache_sync {
 };
 void cache_sync(struct cache_sync *sync);
 void cache_sync_all(struct cache *cache, struct cache_sync *sync); /* every file; sync->file is ignored */
+int cache_sync_everything(struct cache *cache);                    /* the same, and waits for it */
 
 /* Writeback errors, errseq_t fashion: sample when a descriptor is opened, check at fsync and close.
  * check returns 0 or -EIO/-ENOSPC/... once for each error since *sample, and moves *sample on. */

@@ -489,7 +489,7 @@ static void lease_over(struct lease *lease)
 	if (is_release_wanted) {
 		lease_free(lease);
 		public->op.done(&public->op, 0);
-	} else {
+	} else if (public->revoked != NULL) {
 		public->revoked(public);
 	}
 }

@@ -156,7 +156,7 @@ static void sync_task(struct cache *cache, struct task *task)
 	sync_kick(file);
 }
 
-static void sync_file(struct cache_sync *sync)
+void cache_sync(struct cache_sync *sync)
 {
 	struct sync_request *request = calloc(1, sizeof(*request));
 	int err = request == NULL ? -ENOMEM : file_enter(sync->file, false);
@@ -244,9 +244,32 @@ void cache_sync_all(struct cache *cache, struct cache_sync *sync)
 	sync_all_count_down(all);
 }
 
-void cache_sync(struct cache_sync *sync)
+struct whole_sync {
+	struct cache_op op;
+	struct cache_sync sync;
+	struct cache *cache;
+};
+
+static void whole_done(struct cache_op *op, int status)
 {
-	sync_file(sync);
+	struct whole_sync *whole = CONTAINER_OF(op, struct whole_sync, sync.op);
+
+	whole->op.done(&whole->op, status);
+}
+
+static void whole_start(void *argument)
+{
+	struct whole_sync *whole = argument;
+
+	whole->sync.op.done = whole_done;
+	cache_sync_all(whole->cache, &whole->sync);
+}
+
+int cache_sync_everything(struct cache *cache)
+{
+	struct whole_sync whole = {.cache = cache};
+
+	return CACHE_WAIT(whole_start, &whole);
 }
 
 /* ---- the timer ---- */

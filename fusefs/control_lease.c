@@ -1,0 +1,271 @@
+/* control_lease.c - a client's regions, their leases, and the descriptors of their chunks. */
+#include "fusefs/control_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct region *region_find(struct session *session, uint32_t id)
+{
+	struct region *region;
+
+	HASH_FIND(hh, session->regions, &id, sizeof(id), region);
+	return region;
+}
+
+static bool is_in_capacity(const struct session *session, uint64_t off, uint64_t len, uint64_t *first, uint64_t *n)
+{
+	struct cache_status status;
+
+	if (len == 0 || off > INT64_MAX || len > INT64_MAX - off)
+		return false;
+	cache_get_status(session->control->fs->cache, &status);
+	*first = off / status.chunk_bytes;
+	*n = (off + len - 1) / status.chunk_bytes - *first + 1;
+	return *n * status.chunk_bytes <= status.capacity_bytes;
+}
+
+static int file_bytes(const struct session *session, uint64_t *bytes)
+{
+	struct stat st;
+
+	if (session->file == NULL)
+		return -EINVAL;
+	if (fstat(session->inode->fd, &st) < 0)
+		return -errno;
+	*bytes = (uint64_t)st.st_size;
+	return 0;
+}
+
+static void revoked(struct cache_lease *lease)
+{
+	struct region *region = (struct region *)(void *)((char *)lease - offsetof(struct region, lease));
+	uint64_t one = 1;
+	ssize_t n;
+
+	atomic_store(&region->is_revoked, true);
+	n = write(region->session->wake_fd, &one, sizeof(one));
+	(void)n;
+}
+
+int region_open(struct session *session, const struct wire_request *request, struct wire_reply *reply)
+{
+	uint64_t bytes, first, n;
+	struct region *region;
+	int err = file_bytes(session, &bytes);
+
+	if (err < 0)
+		return err;
+	if (request->len == 0 || request->off >= bytes || request->len > bytes - request->off)
+		return -EINVAL;
+	if (!is_in_capacity(session, request->off, request->len, &first, &n))
+		return -ENOMEM;
+	if (HASH_COUNT(session->regions) >= REGIONS_MAX)
+		return -EMFILE;
+	region = calloc(1, sizeof(*region));
+	if (region == NULL)
+		return -ENOMEM;
+	region->sent = calloc(n, sizeof(*region->sent));
+	if (region->sent == NULL) {
+		free(region);
+		return -ENOMEM;
+	}
+	region->id = ++session->next_region;
+	region->off = request->off;
+	region->len = request->len;
+	region->session = session;
+	region->lease = (struct cache_lease){.file = session->file, .first_chunk = first, .n_chunks = n, .revoked = revoked};
+	HASH_ADD(hh, session->regions, id, sizeof(region->id), region);
+	reply->region = region->id;
+	return 0;
+}
+
+/* ---- leases ---- */
+
+static void start_acquire(void *argument)
+{
+	cache_acquire(argument);
+}
+
+static void cancel_acquire(void *argument)
+{
+	cache_acquire_cancel(argument);
+}
+
+static void start_release(void *argument)
+{
+	cache_release(argument);
+}
+
+static int release(struct session *session, struct cache_lease *lease)
+{
+	bool is_gone;
+
+	return session_wait(session, &lease->op, start_release, NULL, lease, 0, &is_gone);
+}
+
+/* Sends the descriptors of chunks whose memory is not what the client has mapped. */
+static int send_chunks(struct session *session, struct region *region, bool is_writable)
+{
+	struct gpu_device *dev = cache_device(session->control->fs->cache);
+	struct wire_chunks chunks = {.is_writable = is_writable};
+	int fds[WIRE_CHUNKS_MAX];
+	size_t n = 0;
+	int err = 0;
+
+	for (size_t i = 0; i <= region->lease.n_chunks && err == 0; i++) {
+		bool is_end = i == region->lease.n_chunks;
+
+		if (!is_end) {
+			uint64_t generation, wanted;
+			struct gpu_chunk *chunk = cache_lease_chunk(&region->lease, i, &generation);
+
+			wanted = generation << 1 | is_writable;
+			if (region->sent[i] == wanted || region->sent[i] == (generation << 1 | 1))
+				continue;
+			err = dev->ops->chunk_export(dev, chunk, is_writable, &fds[n]);
+			if (err < 0)
+				break;
+			region->sent[i] = wanted;
+			chunks.indexes[n++] = i;
+		}
+		if (n == WIRE_CHUNKS_MAX || (is_end && n > 0)) {
+			struct wire_reply header = {.magic = WIRE_MAGIC, .op = WIRE_CHUNKS, .region = region->id, .count = (uint32_t)n};
+
+			err = session_send(session, &header, &chunks, sizeof(chunks), fds, n);
+			while (n > 0)
+				close(fds[--n]);
+		}
+	}
+	while (n > 0)
+		close(fds[--n]);
+	return err;
+}
+
+int region_acquire(struct session *session, const struct wire_request *request, struct wire_reply *reply)
+{
+	struct region *region = region_find(session, request->region);
+	bool is_exclusive = (request->flags & WIRE_EXCLUSIVE) != 0;
+	bool is_gone;
+	uint64_t bytes;
+	int err;
+
+	if (region == NULL || region->is_held)
+		return -EINVAL;
+	if (is_exclusive && !session->is_writable)
+		return -EACCES;
+	if (inode_policy(session->inode) == POLICY_NEVER)
+		return -EOPNOTSUPP;
+	err = file_bytes(session, &bytes);
+	if (err < 0)
+		return err;
+	if (region->off + region->len > bytes)
+		return -ERANGE; /* the file has been truncated */
+	region->lease.mode = is_exclusive ? CACHE_LEASE_EXCLUSIVE : CACHE_LEASE_SHARED;
+	region->lease.is_abandoned = false;
+	atomic_store(&region->is_revoked, false);
+	err = session_wait(session, &region->lease.op, start_acquire, cancel_acquire, &region->lease, request->timeout_ms,
+			   &is_gone);
+	if (err < 0)
+		return err;
+	region->is_held = true;
+	reply->fill_bytes = region->lease.fill_bytes;
+	reply->acquire_ns = region->lease.acquire_ns;
+	reply->fill_ns = region->lease.fill_ns;
+	if (request->flags & WIRE_MAP) {
+		err = cache_device(session->control->fs->cache)->info.can_export ? send_chunks(session, region, is_exclusive)
+										  : -EOPNOTSUPP;
+		if (err < 0) {
+			region->is_held = false;
+			release(session, &region->lease);
+		}
+	}
+	return err;
+}
+
+int region_release(struct session *session, uint32_t id)
+{
+	struct region *region = region_find(session, id);
+
+	if (region == NULL)
+		return -EINVAL;
+	if (!region->is_held)
+		return -ESTALE; /* it was revoked, and the client has been told */
+	region->is_held = false;
+	release(session, &region->lease);
+	return atomic_load(&region->is_revoked) ? -ESTALE : 0;
+}
+
+static void region_free(struct session *session, struct region *region, bool is_abandoned)
+{
+	if (region->is_held) {
+		region->lease.is_abandoned = is_abandoned;
+		release(session, &region->lease);
+	}
+	HASH_DEL(session->regions, region);
+	free(region->sent);
+	free(region);
+}
+
+int region_close(struct session *session, uint32_t id)
+{
+	struct region *region = region_find(session, id);
+
+	if (region == NULL)
+		return -EINVAL;
+	region_free(session, region, false);
+	return 0;
+}
+
+void regions_end(struct session *session)
+{
+	struct region *region, *next;
+
+	HASH_ITER(hh, session->regions, region, next)
+		region_free(session, region, true);
+}
+
+void regions_tell_revoked(struct session *session)
+{
+	struct region *region, *next;
+
+	HASH_ITER(hh, session->regions, region, next) {
+		struct wire_reply message = {.magic = WIRE_MAGIC, .op = WIRE_REVOKED, .region = region->id};
+
+		if (!region->is_held || !atomic_load(&region->is_revoked))
+			continue;
+		region->is_held = false;
+		release(session, &region->lease);
+		session_send(session, &message, NULL, 0, NULL, 0); /* a client that is gone is noticed at the next poll */
+	}
+}
+
+/* ---- for runs ---- */
+
+int lease_range(struct session *session, uint64_t off, uint64_t len, bool is_exclusive, struct cache_lease *lease)
+{
+	uint64_t bytes, first, n;
+	bool is_gone;
+	int err = file_bytes(session, &bytes);
+
+	if (err < 0)
+		return err;
+	if (len == 0 || off >= bytes || len > bytes - off)
+		return -ERANGE;
+	if (!is_in_capacity(session, off, len, &first, &n))
+		return -ENOMEM;
+	if (is_exclusive && !session->is_writable)
+		return -EACCES;
+	if (inode_policy(session->inode) == POLICY_NEVER)
+		return -EOPNOTSUPP;
+	*lease = (struct cache_lease){.file = session->file, .first_chunk = first, .n_chunks = n,
+				      .mode = is_exclusive ? CACHE_LEASE_EXCLUSIVE : CACHE_LEASE_SHARED,
+				      .revoked = NULL};
+	return session_wait(session, &lease->op, start_acquire, cancel_acquire, lease, 0, &is_gone);
+}
+
+void lease_end(struct session *session, struct cache_lease *lease)
+{
+	release(session, lease);
+}

@@ -1,0 +1,137 @@
+/*
+ * data.c - READ and WRITE.
+ *
+ * While nothing of the file is on the device they go to the backing from here. Otherwise they are given to the cache,
+ * and answered when it calls back on the engine's thread: short answers there, long ones by a replier.
+ */
+#include "fusefs/fusefs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LONG_ANSWER = 64 << 10 };
+
+struct data_request {
+	struct cache_io io;
+	fuse_req_t req;
+	struct fusefs *fs;
+	char data[]; /* WRITE: libfuse's buffer is gone when the handler returns */
+};
+
+static void answer_read(void *argument)
+{
+	struct data_request *request = argument;
+
+	fuse_reply_buf(request->req, request->io.data, request->io.done_bytes);
+	cache_read_free(&request->io);
+	free(request);
+}
+
+static void read_done(struct cache_op *op, int status)
+{
+	struct data_request *request = (struct data_request *)(void *)op;
+
+	if (status < 0) {
+		fuse_reply_err(request->req, -status);
+		free(request);
+	} else if (request->io.done_bytes >= LONG_ANSWER) {
+		repliers_give(request->fs->repliers, answer_read, request);
+	} else {
+		answer_read(request);
+	}
+}
+
+static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	struct inode *inode = inode_of(req, ino);
+	struct cache_file *file = inode_cache_file(inode);
+	struct data_request *request;
+
+	if (!cache_file_is_active(file)) {
+		struct fuse_bufvec buffer = FUSE_BUFVEC_INIT(size);
+
+		buffer.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
+		buffer.buf[0].fd = handle_of(fi)->fd;
+		buffer.buf[0].pos = off;
+		fuse_reply_data(req, &buffer, FUSE_BUF_SPLICE_MOVE);
+		return;
+	}
+	request = calloc(1, sizeof(*request));
+	if (request == NULL) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	request->io = (struct cache_io){.op.done = read_done, .file = file, .off = off, .len = size,
+					.is_direct = (fi->flags & O_DIRECT) != 0};
+	request->req = req;
+	request->fs = inode->fs;
+	cache_read(&request->io);
+}
+
+static void write_done(struct cache_op *op, int status)
+{
+	struct data_request *request = (struct data_request *)(void *)op;
+
+	if (status < 0)
+		fuse_reply_err(request->req, -status);
+	else
+		fuse_reply_write(request->req, request->io.done_bytes);
+	free(request);
+}
+
+static void write_backing(fuse_req_t req, struct fuse_bufvec *from, off_t off, int fd)
+{
+	struct fuse_bufvec to = FUSE_BUFVEC_INIT(fuse_buf_size(from));
+	ssize_t n;
+
+	to.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
+	to.buf[0].fd = fd;
+	to.buf[0].pos = off;
+	n = fuse_buf_copy(&to, from, 0);
+	if (n < 0)
+		fuse_reply_err(req, (int)-n);
+	else
+		fuse_reply_write(req, (size_t)n);
+}
+
+static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *from, off_t off, struct fuse_file_info *fi)
+{
+	struct inode *inode = inode_of(req, ino);
+	struct cache_file *file = inode_cache_file(inode);
+	size_t size = fuse_buf_size(from);
+	struct fuse_bufvec to = FUSE_BUFVEC_INIT(size);
+	struct data_request *request;
+	ssize_t n;
+
+	if (cache_file_enter_write(file)) {
+		write_backing(req, from, off, handle_of(fi)->fd);
+		cache_file_leave_write(file);
+		return;
+	}
+	request = malloc(sizeof(*request) + size);
+	if (request == NULL) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	to.buf[0].mem = request->data;
+	n = fuse_buf_copy(&to, from, 0);
+	if (n <= 0) {
+		free(request);
+		fuse_reply_err(req, n < 0 ? (int)-n : EINVAL);
+		return;
+	}
+	request->io = (struct cache_io){.op.done = write_done, .file = file, .off = off, .len = (size_t)n,
+					.data = request->data, .is_direct = (fi->flags & O_DIRECT) != 0,
+					.is_writepage = fi->writepage};
+	request->req = req;
+	request->fs = inode->fs;
+	cache_write(&request->io);
+}
+
+void data_operations(struct fuse_lowlevel_ops *ops)
+{
+	ops->read = op_read;
+	ops->write_buf = op_write_buf;
+}

@@ -1,0 +1,408 @@
+/* file.c - open files: create, open, flush, release, fsync, lseek, ioctl. */
+#include "fusefs/fusefs.h"
+
+#include "fusefs/control.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <syslog.h>
+#include <unistd.h>
+
+/* ---- has the backing been changed behind our back? ---- */
+
+static bool is_same_time(const struct timespec *a, const struct timespec *b)
+{
+	return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
+}
+
+/* True: what the kernel and the device have of the file is still right. Our own writes move the generation on, and the
+ * attributes are simply taken anew then. */
+static bool is_unchanged(struct inode *inode, struct cache_file *file, int fd)
+{
+	uint64_t generation = cache_file_write_generation(file);
+	bool is_known, is_ours, is_same;
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return false;
+	pthread_mutex_lock(&inode->lock);
+	is_known = inode->seen.is_known;
+	is_ours = inode->seen.write_generation != generation;
+	is_same = st.st_size == inode->seen.size && is_same_time(&st.st_mtim, &inode->seen.mtime) &&
+		  is_same_time(&st.st_ctim, &inode->seen.ctime);
+	inode->seen.is_known = true;
+	inode->seen.size = st.st_size;
+	inode->seen.mtime = st.st_mtim;
+	inode->seen.ctime = st.st_ctim;
+	inode->seen.write_generation = generation;
+	pthread_mutex_unlock(&inode->lock);
+	if (is_known && !is_same && !is_ours && cache_file_is_active(file))
+		cache_file_backing_changed(file);
+	return is_known && (is_same || is_ours);
+}
+
+/* ---- open ---- */
+
+static bool is_writing(int flags)
+{
+	return (flags & O_ACCMODE) != O_RDONLY;
+}
+
+/* The backing's descriptor: without O_APPEND (the kernel gives the offset) and O_DIRECT (our buffers are not aligned). */
+static int backing_flags(int flags)
+{
+	return flags & ~(O_APPEND | O_DIRECT | O_TRUNC | O_NOFOLLOW);
+}
+
+static struct handle *handle_create(struct inode *inode, int fd, int flags)
+{
+	struct handle *handle = calloc(1, sizeof(*handle));
+	struct cache_file *file = inode_cache_file(inode);
+
+	if (handle == NULL || file == NULL) {
+		free(handle);
+		return NULL;
+	}
+	*handle = (struct handle){.inode = inode, .fd = fd, .is_writer = is_writing(flags),
+				  .error_sample = cache_file_error_sample(file)};
+	pthread_mutex_init(&handle->lock, NULL);
+	if (handle->is_writer)
+		cache_file_add_writer(file);
+	return handle;
+}
+
+static void handle_destroy(struct handle *handle)
+{
+	if (handle->is_writer)
+		cache_file_remove_writer(inode_cache_file(handle->inode));
+	close(handle->fd);
+	pthread_mutex_destroy(&handle->lock);
+	free(handle);
+}
+
+static void set_open_flags(struct handle *handle, struct fuse_file_info *fi, bool keeps_cache)
+{
+	fi->fh = (uintptr_t)handle;
+	fi->keep_cache = keeps_cache;
+	fi->noflush = !handle->is_writer; /* nothing of it can be dirty */
+	fi->parallel_direct_writes = 1;
+}
+
+struct prefetch {
+	struct cache_place place;
+	struct inode *inode;
+};
+
+static void prefetched(struct cache_op *op, int status)
+{
+	struct prefetch *prefetch = (struct prefetch *)(void *)op;
+
+	if (status < 0)
+		log_line(LOG_WARNING, "%s: prefetch (policy always) failed: %s", inode_name(prefetch->inode),
+			 strerror(-status));
+	inode_unref(prefetch->inode);
+	free(prefetch);
+}
+
+static void prefetch_if_always(struct inode *inode)
+{
+	struct prefetch *prefetch;
+
+	if (inode_policy(inode) != POLICY_ALWAYS)
+		return;
+	prefetch = calloc(1, sizeof(*prefetch));
+	if (prefetch == NULL)
+		return;
+	inode_ref(inode);
+	*prefetch = (struct prefetch){.place = {.op.done = prefetched, .file = inode_cache_file(inode), .off = 0,
+						.len = INT64_MAX},
+				      .inode = inode};
+	cache_prefetch(&prefetch->place);
+}
+
+static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct inode *inode = inode_of(req, ino);
+	int fd = inode_reopen(inode, backing_flags(fi->flags));
+	struct handle *handle;
+	bool keeps_cache;
+
+	if (fd < 0) {
+		fuse_reply_err(req, -fd);
+		return;
+	}
+	handle = handle_create(inode, fd, fi->flags);
+	if (handle == NULL) {
+		close(fd);
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	keeps_cache = is_unchanged(inode, inode_cache_file(inode), fd);
+	set_open_flags(handle, fi, keeps_cache);
+	prefetch_if_always(inode);
+	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: there will be no release */
+		handle_destroy(handle);
+}
+
+static void reply_created(fuse_req_t req, struct inode *inode, int fd, struct fuse_file_info *fi,
+			  const struct fuse_entry_param *entry)
+{
+	struct handle *handle = handle_create(inode, fd, fi->flags);
+
+	if (handle == NULL) {
+		close(fd);
+		inode_forget(inode, 1);
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	is_unchanged(inode, inode_cache_file(inode), fd);
+	set_open_flags(handle, fi, false);
+	if (fuse_reply_create(req, entry, fi) == -ENOENT) {
+		handle_destroy(handle);
+		inode_forget(inode, 1);
+	}
+}
+
+static int entry_of_descriptor(struct fusefs *fs, int fd, struct fuse_entry_param *entry)
+{
+	char path[40];
+	struct inode *inode;
+	int path_fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	path_fd = open(path, O_PATH | O_CLOEXEC);
+	*entry = (struct fuse_entry_param){.attr_timeout = TIMEOUT_SECONDS, .entry_timeout = TIMEOUT_SECONDS};
+	if (path_fd < 0)
+		return -errno;
+	if (fstat(fd, &entry->attr) < 0) {
+		int err = -errno;
+
+		close(path_fd);
+		return err;
+	}
+	inode = inode_look_up(fs, path_fd, &entry->attr);
+	if (inode == NULL)
+		return -ENOMEM;
+	entry->ino = inode_number(inode);
+	return 0;
+}
+
+/* By the descriptor, not by the name: that may be another file's by now. */
+static void create_at(fuse_req_t req, struct inode *parent, const char *name, mode_t mode, int flags,
+		      struct fuse_file_info *fi)
+{
+	struct credentials credentials = credentials_take(req);
+	int fd = openat(parent->fd, name, flags | O_CLOEXEC, mode);
+	int err = fd < 0 ? -errno : 0;
+	struct fuse_entry_param entry;
+	struct stat st;
+
+	credentials_restore(&credentials);
+	if (err == 0 && (fi->flags & O_TRUNC) && fstat(fd, &st) == 0 && st.st_size > 0)
+		err = -ESTALE; /* see op_create */
+	if (err == 0)
+		err = entry_of_descriptor(fs_of(req), fd, &entry);
+	if (err < 0) {
+		if (fd >= 0)
+			close(fd);
+		fuse_reply_err(req, -err);
+		return;
+	}
+	reply_created(req, inode_of(req, entry.ino), fd, fi, &entry);
+}
+
+static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+{
+	/* The kernel sends CREATE for a name that it believes to be free. If that turns out to be a file to be
+	 * truncated, ESTALE makes it look again, and truncate through SETATTR and so through the cache. */
+	create_at(req, inode_of(req, parent), name, mode, (backing_flags(fi->flags) | O_CREAT) | O_NOFOLLOW, fi);
+}
+
+static void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fuse_file_info *fi)
+{
+	create_at(req, inode_of(req, parent), ".", mode, backing_flags(fi->flags) | O_TMPFILE, fi);
+}
+
+static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	handle_destroy(handle_of(fi));
+	fuse_reply_err(req, 0);
+}
+
+/* ---- flush and fsync ---- */
+
+struct flush {
+	struct cache_sync sync;
+	struct inode *inode;
+	int status;
+	void (*then)(void *user, int status);
+	void *user;
+};
+
+static void flush_answer(void *argument)
+{
+	struct flush *flush = argument;
+
+	flush->then(flush->user, flush->status);
+	free(flush);
+}
+
+static void flush_done(struct cache_op *op, int status)
+{
+	struct flush *flush = (struct flush *)(void *)op;
+
+	flush->status = status;
+	repliers_give(flush->inode->fs->repliers, flush_answer, flush);
+}
+
+void flush_device(struct inode *inode, void (*then)(void *user, int status), void *user)
+{
+	struct cache_file *file = atomic_load(&inode->file);
+	struct flush *flush;
+
+	if (file == NULL || !cache_file_is_active(file)) {
+		then(user, 0);
+		return;
+	}
+	flush = calloc(1, sizeof(*flush));
+	if (flush == NULL) {
+		then(user, -ENOMEM);
+		return;
+	}
+	*flush = (struct flush){.sync = {.op.done = flush_done, .file = file, .is_flush = true}, .inode = inode,
+				.then = then, .user = user};
+	cache_sync(&flush->sync);
+}
+
+struct file_sync {
+	fuse_req_t req;
+	struct handle *handle;
+	bool is_flush, is_datasync;
+};
+
+/* Each descriptor is told of an error once: the sample is its own. */
+static int take_error(struct handle *handle)
+{
+	struct cache_file *file = inode_cache_file(handle->inode);
+	int err;
+
+	pthread_mutex_lock(&handle->lock);
+	err = cache_file_error_check(file, &handle->error_sample);
+	pthread_mutex_unlock(&handle->lock);
+	return err;
+}
+
+static int sync_backing(const struct file_sync *sync)
+{
+	int fd, result;
+
+	if (!sync->is_flush) {
+		result = sync->is_datasync ? fdatasync(sync->handle->fd) : fsync(sync->handle->fd);
+		return result < 0 ? -errno : 0;
+	}
+	fd = dup(sync->handle->fd); /* closing a duplicate reports what the backing has to report at close */
+	return fd < 0 || close(fd) < 0 ? -errno : 0;
+}
+
+/* The status of the writeback itself is among the file's errors, or, if memory ran out, is all there is. */
+static void device_is_flushed(void *user, int status)
+{
+	struct file_sync *sync = user;
+	int err = take_error(sync->handle);
+	int backing_err = sync_backing(sync);
+
+	if (err == 0 && status == -ENOMEM)
+		err = status;
+	if (err == 0)
+		err = backing_err;
+	fuse_reply_err(sync->req, -err);
+	free(sync);
+}
+
+static void start_sync(fuse_req_t req, struct fuse_file_info *fi, bool is_flush, bool is_datasync)
+{
+	struct file_sync *sync = calloc(1, sizeof(*sync));
+
+	if (sync == NULL) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	*sync = (struct file_sync){.req = req, .handle = handle_of(fi), .is_flush = is_flush, .is_datasync = is_datasync};
+	if (is_flush && !sync->handle->is_writer)
+		device_is_flushed(sync, 0);
+	else
+		flush_device(sync->handle->inode, device_is_flushed, sync);
+}
+
+static void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	start_sync(req, fi, true, false);
+}
+
+static void op_fsync(fuse_req_t req, fuse_ino_t ino, int is_datasync, struct fuse_file_info *fi)
+{
+	(void)ino;
+	start_sync(req, fi, false, is_datasync != 0);
+}
+
+/* ---- lseek ---- */
+
+struct seek {
+	fuse_req_t req;
+	int fd, whence;
+	off_t off;
+};
+
+static void seek_now(void *user, int status)
+{
+	struct seek *seek = user;
+	off_t off = status < 0 ? -1 : lseek(seek->fd, seek->off, seek->whence);
+
+	if (off < 0)
+		fuse_reply_err(seek->req, status < 0 ? -status : errno);
+	else
+		fuse_reply_lseek(seek->req, off);
+	free(seek);
+}
+
+static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)
+{
+	struct seek *seek = calloc(1, sizeof(*seek));
+
+	if (seek == NULL) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	*seek = (struct seek){.req = req, .fd = handle_of(fi)->fd, .whence = whence, .off = off};
+	flush_device(inode_of(req, ino), seek_now, seek); /* what is data on the device is data */
+}
+
+/* ---- ioctl ---- */
+
+static void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg, struct fuse_file_info *fi, unsigned flags,
+		     const void *in, size_t in_bytes, size_t out_bytes)
+{
+	bool is_directory = (flags & FUSE_IOCTL_DIR) != 0;
+
+	(void)arg;
+	(void)in;
+	(void)in_bytes;
+	control_ioctl(fs_of(req)->control, req, inode_of(req, ino), !is_directory && handle_of(fi)->is_writer, cmd, out_bytes);
+}
+
+void file_operations(struct fuse_lowlevel_ops *ops)
+{
+	ops->open = op_open;
+	ops->create = op_create;
+	ops->tmpfile = op_tmpfile;
+	ops->release = op_release;
+	ops->flush = op_flush;
+	ops->fsync = op_fsync;
+	ops->lseek = op_lseek;
+	ops->ioctl = op_ioctl;
+}

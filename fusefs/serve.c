@@ -1,0 +1,392 @@
+/*
+ * serve.c - a mount's life: open the device, mount, serve, write everything back, go.
+ *
+ * Unmounted by fusermount3 -u or umount: the kernel has ended the session, every file is closed; what is still DIRTY
+ * (a client that was killed) is written back.
+ *
+ * SIGTERM, SIGINT, SIGHUP: taken by a thread of their own while requests are still served, because ending leases and
+ * flushing the kernel's dirty pages need WRITEs to be answered: clients' sessions end, the kernel flushes its pages,
+ * everything is written back; only then the session ends and the mount goes away. Further signals change nothing.
+ */
+#include "fusefs/control.h"
+#include "fusefs/fusefs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <syslog.h>
+#include <unistd.h>
+
+enum { THREADS_MAX = 10, WRITEBACK_TRIES = 3, PROGRESS_MS = 200 };
+
+/* ---- what the cache asks of us ---- */
+
+static int invalidate(void *user, void *owner, off_t off, off_t len)
+{
+	struct fusefs *fs = user;
+
+	return fuse_lowlevel_notify_inval_inode(fs->session, inode_number(owner), off, len);
+}
+
+static int open_backing(void *user, void *owner, int flags)
+{
+	(void)user;
+	return inode_reopen(owner, flags);
+}
+
+static void log_cache(void *user, int priority, const char *line)
+{
+	(void)user;
+	log_line(priority, "%s", line);
+}
+
+static const char *file_name(void *user, void *owner)
+{
+	(void)user;
+	return inode_name(owner);
+}
+
+static const struct cache_callbacks callbacks = {
+	.invalidate = invalidate,
+	.open_backing = open_backing,
+	.file_idle = inode_idle,
+	.log = log_cache,
+	.file_name = file_name,
+};
+
+/* ---- init ---- */
+
+static void op_init(void *user, struct fuse_conn_info *conn)
+{
+	(void)user;
+	conn->max_write = CACHE_IO_MAX;
+	conn->max_readahead = CACHE_IO_MAX;
+	conn->max_background = 64;
+	/* Pages are dropped when the backing is found changed at open. By mtime the kernel would drop them for our own
+	 * writebacks too, and wait for the pages of READs that a lease holds, in the middle of a stat. */
+	fuse_unset_feature_flag(conn, FUSE_CAP_AUTO_INVAL_DATA);
+	fuse_set_feature_flag(conn, FUSE_CAP_EXPLICIT_INVAL_DATA);
+	fuse_unset_feature_flag(conn, FUSE_CAP_WRITEBACK_CACHE);
+	fuse_unset_feature_flag(conn, FUSE_CAP_ATOMIC_O_TRUNC); /* truncation comes as SETATTR, through the cache */
+	fuse_set_feature_flag(conn, FUSE_CAP_IOCTL_DIR);
+	fuse_set_feature_flag(conn, FUSE_CAP_SPLICE_WRITE);
+	fuse_set_feature_flag(conn, FUSE_CAP_SPLICE_MOVE);
+	fuse_unset_feature_flag(conn, FUSE_CAP_SPLICE_READ); /* WRITEs are copied once, from the buffer */
+}
+
+static struct fuse_session *new_session(struct fusefs *fs)
+{
+	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
+	struct fuse_lowlevel_ops ops = {.init = op_init};
+	struct fuse_session *session = NULL;
+	char names[8192];
+
+	namespace_operations(&ops);
+	directory_operations(&ops);
+	attribute_operations(&ops);
+	xattr_operations(&ops);
+	file_operations(&ops);
+	data_operations(&ops);
+	range_operations(&ops);
+	snprintf(names, sizeof(names), "-osubtype=hmmfs,fsname=%s", fs->options->source);
+	if (fuse_opt_add_arg(&args, "hmmfs") == 0 && fuse_opt_add_arg(&args, names) == 0 &&
+	    fuse_opt_add_arg(&args, "-odefault_permissions") == 0 &&
+	    (!fs->options->allow_other || fuse_opt_add_arg(&args, "-oallow_other") == 0) &&
+	    (!fs->options->is_read_only || fuse_opt_add_arg(&args, "-oro") == 0) &&
+	    (!fs->options->is_debug || fuse_opt_add_arg(&args, "-d") == 0))
+		session = fuse_session_new(&args, &ops, sizeof(ops), fs);
+	fuse_opt_free_args(&args);
+	return session;
+}
+
+/* ---- writing everything back ---- */
+
+struct final_sync {
+	struct fusefs *fs;
+	pthread_mutex_t mutex;
+	pthread_cond_t cond;
+	bool is_done; /* mutex */
+};
+
+static void *final_sync_main(void *argument)
+{
+	struct final_sync *final = argument;
+	struct cache_status status;
+
+	for (int i = 0; i < WRITEBACK_TRIES; i++) {
+		cache_sync_everything(final->fs->cache);
+		cache_get_status(final->fs->cache, &status);
+		if (status.dirty_bytes == 0)
+			break;
+	}
+	pthread_mutex_lock(&final->mutex);
+	final->is_done = true;
+	pthread_cond_signal(&final->cond);
+	pthread_mutex_unlock(&final->mutex);
+	return NULL;
+}
+
+static void show_progress(struct fusefs *fs, uint64_t total)
+{
+	struct cache_status status;
+	uint64_t left;
+
+	cache_get_status(fs->cache, &status);
+	left = status.dirty_bytes < total ? status.dirty_bytes : total;
+	fprintf(stderr, "\rhmmfs: writing back: %llu of %llu MiB ", (unsigned long long)(total - left) >> 20,
+		(unsigned long long)total >> 20);
+	fflush(stderr);
+}
+
+static void write_everything_back(struct fusefs *fs)
+{
+	struct final_sync final = {.fs = fs, .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+	struct cache_status status;
+	uint64_t total;
+	pthread_t thread;
+	bool shows;
+
+	cache_get_status(fs->cache, &status);
+	total = status.dirty_bytes;
+	shows = total > 0 && fs->options->is_foreground && isatty(STDERR_FILENO);
+	if (!shows || pthread_create(&thread, NULL, final_sync_main, &final) != 0) {
+		final_sync_main(&final);
+	} else {
+		pthread_mutex_lock(&final.mutex);
+		while (!final.is_done) {
+			struct timespec until;
+
+			clock_gettime(CLOCK_REALTIME, &until);
+			until.tv_nsec += PROGRESS_MS * 1000000L;
+			until.tv_sec += until.tv_nsec / 1000000000L;
+			until.tv_nsec %= 1000000000L;
+			pthread_cond_timedwait(&final.cond, &final.mutex, &until);
+			pthread_mutex_unlock(&final.mutex);
+			show_progress(fs, total);
+			pthread_mutex_lock(&final.mutex);
+		}
+		pthread_mutex_unlock(&final.mutex);
+		pthread_join(thread, NULL);
+		fputc('\n', stderr);
+	}
+	cache_get_status(fs->cache, &status);
+	if (status.dirty_bytes > 0)
+		log_line(LOG_CRIT, "%llu bytes could not be written back and are lost; the lines above name them",
+			 (unsigned long long)status.dirty_bytes);
+}
+
+/* ---- signals ---- */
+
+struct signal_watch {
+	struct fusefs *fs;
+	sigset_t set;
+	pthread_t thread;
+};
+
+static void flush_kernel(struct fusefs *fs)
+{
+	int fd = open(fs->options->mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0 || syncfs(fd) < 0)
+		log_line(LOG_WARNING, "%s: asking the kernel to flush its pages failed: %s", fs->options->mountpoint,
+			 strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
+static void *watch_signals(void *argument)
+{
+	struct signal_watch *watch = argument;
+	struct fusefs *fs = watch->fs;
+	int signal_number;
+
+	sigwait(&watch->set, &signal_number);
+	if (signal_number == SIGUSR2)
+		return NULL; /* from fusefs_serve: the mount is gone already */
+	log_line(LOG_INFO, "%s: writing everything back before the end", strsignal(signal_number));
+	control_stop(fs->control);
+	flush_kernel(fs);
+	write_everything_back(fs);
+	fuse_session_exit(fs->session);
+	fuse_session_unmount(fs->session); /* wakes the threads that wait for requests */
+	return NULL;
+}
+
+static int watch_start(struct signal_watch *watch, struct fusefs *fs)
+{
+	watch->fs = fs;
+	return -pthread_create(&watch->thread, NULL, watch_signals, watch);
+}
+
+/* ---- the life ---- */
+
+static void raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	if (geteuid() == 0 && limit.rlim_max < 1 << 20) { /* one O_PATH descriptor for each known inode */
+		struct rlimit more = {1 << 20, 1 << 20};
+
+		if (setrlimit(RLIMIT_NOFILE, &more) == 0)
+			return;
+	}
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int open_root(struct fusefs *fs)
+{
+	struct stat st;
+
+	fs->root.fd = open(fs->options->source, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (fs->root.fd < 0 || fstat(fs->root.fd, &st) < 0)
+		return -errno;
+	fs->root.fs = fs;
+	fs->root.type = S_IFDIR;
+	fs->root.lookups = 1;
+	fs->root.key.dev = st.st_dev;
+	fs->root.key.ino = st.st_ino;
+	fs->root.is_hashed = true;
+	pthread_mutex_init(&fs->root.lock, NULL);
+	HASH_ADD(hh, fs->inodes, key, sizeof(fs->root.key), &fs->root);
+	return 0;
+}
+
+static int serve_requests(struct fusefs *fs)
+{
+	struct fuse_loop_config *config = fuse_loop_cfg_create();
+	int err;
+
+	if (config == NULL)
+		return -ENOMEM;
+	fuse_loop_cfg_set_clone_fd(config, 1);
+	fuse_loop_cfg_set_max_threads(config, THREADS_MAX);
+	err = fuse_session_loop_mt(fs->session, config);
+	fuse_loop_cfg_destroy(config);
+	return err;
+}
+
+static struct cache_config cache_config_of(const struct fusefs_options *options)
+{
+	return (struct cache_config){.device = options->device,
+				     .chunk_bytes = options->chunk_bytes,
+				     .capacity_bytes = options->capacity_bytes,
+				     .bounce_bytes = options->bounce_bytes,
+				     .cpu_access = options->cpu_access,
+				     .writeback_interval_ms = options->writeback_interval_ms,
+				     .lease_timeout_ms = options->lease_timeout_ms};
+}
+
+static void announce(struct fusefs *fs)
+{
+	struct cache_status status;
+
+	cache_get_status(fs->cache, &status);
+	log_line(LOG_INFO, "%s on %s: device %s (%s), capacity %llu MiB in chunks of %llu KiB", fs->options->source,
+		 fs->options->mountpoint, status.device_backend, status.device_name,
+		 (unsigned long long)status.capacity_bytes >> 20, (unsigned long long)status.chunk_bytes >> 10);
+}
+
+/* From here on the mount exists; errors before are told. */
+static void serve_mounted(struct fusefs *fs, struct signal_watch *watch, void (*tell)(void *user, const char *error),
+			  void *user)
+{
+	announce(fs);
+	tell(user, NULL);
+	serve_requests(fs);
+	pthread_kill(watch->thread, SIGUSR2);
+	pthread_join(watch->thread, NULL);
+	control_stop(fs->control);
+	write_everything_back(fs);
+	fuse_session_unmount(fs->session);
+}
+
+static int tell_error(void (*tell)(void *user, const char *error), void *user, int err, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
+
+static int tell_error(void (*tell)(void *user, const char *error), void *user, int err, const char *format, ...)
+{
+	char line[1024];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(line, sizeof(line), format, args);
+	va_end(args);
+	tell(user, line);
+	return err;
+}
+
+int fusefs_serve(const struct fusefs_options *options, void (*tell)(void *user, const char *error), void *user)
+{
+	struct fusefs fs = {.options = options, .owner = getuid(), .is_root = geteuid() == 0, .root.fd = -1};
+	struct cache_config config = cache_config_of(options);
+	struct signal_watch watch;
+	char *error = NULL;
+	int err;
+
+	umask(0); /* the kernel has applied the caller's */
+	raise_descriptor_limit();
+	sigemptyset(&watch.set);
+	sigaddset(&watch.set, SIGTERM);
+	sigaddset(&watch.set, SIGINT);
+	sigaddset(&watch.set, SIGHUP);
+	sigaddset(&watch.set, SIGUSR2);
+	pthread_sigmask(SIG_BLOCK, &watch.set, NULL); /* in all threads made from here on */
+	signal(SIGPIPE, SIG_IGN);
+	pthread_mutex_init(&fs.table_lock, NULL);
+	err = open_root(&fs);
+	if (err < 0)
+		return tell_error(tell, user, err, "SOURCE %s: %s", options->source, strerror(-err));
+	err = cache_create(&config, &callbacks, &fs, &fs.cache, &error);
+	if (err < 0) {
+		tell_error(tell, user, err, "%s", error != NULL ? error : strerror(-err));
+		free(error);
+		return err;
+	}
+	err = cache_start(fs.cache);
+	if (err < 0) {
+		tell_error(tell, user, err, "io_uring: %s; see kernel.io_uring_disabled and RLIMIT_MEMLOCK", strerror(-err));
+		goto out_cache;
+	}
+	fs.repliers = repliers_start();
+	fs.session = new_session(&fs);
+	if (fs.repliers == NULL || fs.session == NULL) {
+		err = tell_error(tell, user, -ENOMEM, "out of memory");
+		goto out_cache;
+	}
+	err = control_start(&fs, &fs.control);
+	if (err < 0) {
+		tell_error(tell, user, err, "the control socket: %s", strerror(-err));
+		goto out_session;
+	}
+	if (fuse_session_mount(fs.session, options->mountpoint) < 0) {
+		err = tell_error(tell, user, -EPERM, "MOUNTPOINT %s: the mount was refused; see the line above", options->mountpoint);
+		goto out_control;
+	}
+	err = watch_start(&watch, &fs);
+	if (err == 0)
+		serve_mounted(&fs, &watch, tell, user);
+	else
+		fuse_session_unmount(fs.session);
+out_control:
+	control_destroy(fs.control);
+out_session:
+	if (fs.session != NULL)
+		fuse_session_destroy(fs.session);
+out_cache:
+	if (fs.inodes != NULL)
+		HASH_DEL(fs.inodes, &fs.root);
+	inodes_destroy(&fs);
+	cache_destroy(fs.cache);
+	if (fs.repliers != NULL)
+		repliers_stop(fs.repliers);
+	close(fs.root.fd);
+	return err;
+}

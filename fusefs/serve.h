@@ -1,0 +1,38 @@
+/* serve.h - the daemon, as the mount command sees it. */
+#ifndef HMMFS_SERVE_H
+#define HMMFS_SERVE_H
+
+#include "cache/cache.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum fusefs_policy { POLICY_AUTO, POLICY_NEVER, POLICY_ALWAYS };
+
+struct fusefs_options {
+	char *source, *mountpoint; /* absolute */
+	char *device;
+	uint64_t capacity_bytes, chunk_bytes, bounce_bytes; /* 0: the default */
+	enum cache_cpu_access cpu_access;
+	enum fusefs_policy policy; /* of files that have no user.hmmfs.migrate */
+	unsigned writeback_interval_ms, lease_timeout_ms;
+	bool allow_all_kernels;
+	bool allow_other, default_permissions, is_read_only;
+	bool is_foreground, is_debug;
+};
+
+/* Serves until unmounted. tell(user, line) is called once: NULL when the mount is ready, else why not (then the return
+ * value is a negative errno). */
+int fusefs_serve(const struct fusefs_options *options, void (*tell)(void *user, const char *error), void *user);
+
+/* options.c. 0, or -EINVAL with *error a line for the user, to be freed. */
+int fusefs_options_parse(struct fusefs_options *options, const char *source, const char *mountpoint,
+			 const char *const *lists, size_t n_lists, char **error);
+void fusefs_options_finish(struct fusefs_options *options);
+
+/* log.c */
+__attribute__((format(printf, 2, 3))) void log_line(int priority, const char *format, ...);
+void log_open(bool is_foreground);
+
+#endif

@@ -1,0 +1,114 @@
+/* xattr.c - extended attributes, passed through; user.hmmfs.migrate is checked on the way. */
+#include "fusefs/fusefs.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/xattr.h>
+
+static const char policy_name[] = "user.hmmfs.migrate";
+
+static void reply_bytes(fuse_req_t req, char *value, ssize_t n, size_t size)
+{
+	if (n < 0)
+		fuse_reply_err(req, errno);
+	else if (size == 0)
+		fuse_reply_xattr(req, (size_t)n);
+	else
+		fuse_reply_buf(req, value, (size_t)n);
+	free(value);
+}
+
+static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+	struct proc_path path = inode_proc_path(inode_of(req, ino));
+	char *value = size == 0 ? NULL : malloc(size);
+
+	if (size > 0 && value == NULL) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	reply_bytes(req, value, getxattr(path.text, name, value, size), size);
+}
+
+static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
+{
+	struct proc_path path = inode_proc_path(inode_of(req, ino));
+	char *value = size == 0 ? NULL : malloc(size);
+
+	if (size > 0 && value == NULL) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	reply_bytes(req, value, listxattr(path.text, value, size), size);
+}
+
+static bool is_policy(const char *value, size_t size)
+{
+	return (size == 4 && memcmp(value, "auto", 4) == 0) || (size == 5 && memcmp(value, "never", 5) == 0) ||
+	       (size == 6 && memcmp(value, "always", 6) == 0);
+}
+
+struct eviction {
+	struct cache_place place;
+	struct inode *inode;
+};
+
+static void evicted(struct cache_op *op, int status)
+{
+	struct eviction *eviction = (struct eviction *)(void *)op; /* place.op comes first */
+
+	(void)status; /* -EBUSY: what is leased goes when its chunks are evicted next */
+	inode_unref(eviction->inode);
+	free(eviction);
+}
+
+/* A file that is never to be on the device leaves it. */
+static void start_eviction(struct inode *inode)
+{
+	struct cache_file *file = atomic_load(&inode->file);
+	struct eviction *eviction = calloc(1, sizeof(*eviction));
+
+	if (file == NULL || !cache_file_is_active(file) || eviction == NULL) {
+		free(eviction);
+		return;
+	}
+	inode_ref(inode);
+	*eviction = (struct eviction){.place = {.op.done = evicted, .file = file, .off = 0, .len = INT64_MAX},
+				      .inode = inode};
+	cache_evict(&eviction->place);
+}
+
+static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags)
+{
+	struct inode *inode = inode_of(req, ino);
+	struct proc_path path = inode_proc_path(inode);
+	bool sets_policy = strcmp(name, policy_name) == 0;
+
+	if (sets_policy && !is_policy(value, size)) {
+		fuse_reply_err(req, EINVAL);
+		return;
+	}
+	if (setxattr(path.text, name, value, size, flags) < 0) {
+		fuse_reply_err(req, errno);
+		return;
+	}
+	if (sets_policy && inode_policy(inode) == POLICY_NEVER)
+		start_eviction(inode);
+	fuse_reply_err(req, 0);
+}
+
+static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
+{
+	struct proc_path path = inode_proc_path(inode_of(req, ino));
+
+	fuse_reply_err(req, removexattr(path.text, name) < 0 ? errno : 0);
+}
+
+void xattr_operations(struct fuse_lowlevel_ops *ops)
+{
+	ops->getxattr = op_getxattr;
+	ops->listxattr = op_listxattr;
+	ops->setxattr = op_setxattr;
+	ops->removexattr = op_removexattr;
+}

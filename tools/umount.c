@@ -1,0 +1,168 @@
+/* umount.c - hmmfs umount: returns when the daemon is gone, and so everything is on the disk. */
+#include "tools/commands.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	const char **path = state->input;
+
+	switch (key) {
+	case ARGP_KEY_ARG:
+		if (state->arg_num > 0)
+			argp_error(state, "%s: one MOUNTPOINT, no more", arg);
+		*path = arg;
+		return 0;
+	case ARGP_KEY_END:
+		if (*path == NULL)
+			argp_error(state, "MOUNTPOINT is needed");
+		return 0;
+	default: return ARGP_ERR_UNKNOWN;
+	}
+}
+
+/* ---- who is using it ---- */
+
+static bool is_on(const char *link, dev_t dev)
+{
+	struct stat st;
+
+	return stat(link, &st) == 0 && st.st_dev == dev;
+}
+
+static bool has_open_file(const char *pid, dev_t dev)
+{
+	char path[600];
+	DIR *directory;
+	struct dirent *entry;
+	bool found = false;
+
+	snprintf(path, sizeof(path), "/proc/%.16s/fd", pid);
+	directory = opendir(path);
+	while (directory != NULL && !found && (entry = readdir(directory)) != NULL) {
+		snprintf(path, sizeof(path), "/proc/%.16s/fd/%.255s", pid, entry->d_name);
+		found = is_on(path, dev);
+	}
+	if (directory != NULL)
+		closedir(directory);
+	return found;
+}
+
+static bool has_mapping(const char *pid, dev_t dev)
+{
+	char path[64], line[4608], wanted[32];
+	FILE *maps;
+	bool found = false;
+
+	snprintf(path, sizeof(path), "/proc/%.16s/maps", pid);
+	snprintf(wanted, sizeof(wanted), " %02x:%02x ", major(dev), minor(dev));
+	maps = fopen(path, "re");
+	while (maps != NULL && !found && fgets(line, sizeof(line), maps) != NULL)
+		found = strstr(line, wanted) != NULL;
+	if (maps != NULL)
+		fclose(maps);
+	return found;
+}
+
+static const char *how_used(const char *pid, dev_t dev)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%.16s/cwd", pid);
+	if (is_on(path, dev))
+		return "works in it";
+	if (has_open_file(pid, dev))
+		return "has a file of it open";
+	if (has_mapping(pid, dev))
+		return "has a file of it mapped";
+	return NULL;
+}
+
+static void name_users(dev_t dev)
+{
+	DIR *processes = opendir("/proc");
+	struct dirent *entry;
+
+	while (processes != NULL && (entry = readdir(processes)) != NULL) {
+		char path[64], command[64] = "?";
+		const char *how = isdigit((unsigned char)entry->d_name[0]) ? how_used(entry->d_name, dev) : NULL;
+		FILE *comm;
+
+		if (how == NULL || atoi(entry->d_name) == getpid())
+			continue;
+		snprintf(path, sizeof(path), "/proc/%.16s/comm", entry->d_name);
+		comm = fopen(path, "re");
+		if (comm != NULL && fgets(command, sizeof(command), comm) != NULL)
+			command[strcspn(command, "\n")] = '\0';
+		if (comm != NULL)
+			fclose(comm);
+		fprintf(stderr, "hmmfs:   process %s (%s) %s\n", entry->d_name, command, how);
+	}
+	if (processes != NULL)
+		closedir(processes);
+}
+
+/* ---- unmounting ---- */
+
+static int unmount(const char *path)
+{
+	char *const argv[] = {"fusermount3", "-u", "-q", (char *)(uintptr_t)path, NULL};
+	extern char **environ;
+	pid_t child;
+	int status;
+
+	if (umount2(path, UMOUNT_NOFOLLOW) == 0)
+		return 0;
+	if (errno != EPERM)
+		return -errno;
+	if (posix_spawnp(&child, "fusermount3", NULL, NULL, argv, environ) != 0 || waitpid(child, &status, 0) < 0)
+		return -ENOENT;
+	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EBUSY;
+}
+
+int command_umount(int argc, char **argv)
+{
+	static const struct argp argp = {NULL, parse, "MOUNTPOINT",
+					 "Unmount, and wait until everything is on the disk. A mount in use is left alone; its users are named.",
+					 NULL, NULL, NULL};
+	const char *path = NULL;
+	struct hmmfs_session *session;
+	struct stat st;
+	int fd, err, daemon, status;
+
+	parse_arguments(&argp, argc, argv, &path);
+	status = open_session(path, O_RDONLY | O_DIRECTORY, &fd, &session);
+	if (status != 0)
+		return status;
+	fstat(fd, &st);
+	close(fd); /* our own use of it */
+	daemon = (int)syscall(SYS_pidfd_open, hmmfs_info(session)->daemon, 0);
+	err = unmount(path);
+	if (err == -EBUSY) {
+		status = fail("%s: in use; end these first:", path);
+		name_users(st.st_dev);
+	} else if (err < 0) {
+		status = fail("%s: %s", path, strerror(-err));
+	} else if (daemon >= 0) {
+		struct pollfd polled = {.fd = daemon, .events = POLLIN};
+
+		while (poll(&polled, 1, -1) < 0 && errno == EINTR)
+			;
+	}
+	hmmfs_close(session);
+	return status;
+}
