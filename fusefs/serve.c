@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/sysmacros.h>
 #include <syslog.h>
 #include <unistd.h>
 
@@ -294,13 +295,41 @@ static void announce(struct fusefs *fs)
 		 (unsigned long long)status.capacity_bytes >> 20, (unsigned long long)status.chunk_bytes >> 10);
 }
 
+/* The kernel reads 128 KiB ahead on a new mount, however much the daemon offers; only root may change that. */
+static void raise_readahead(struct fusefs *fs)
+{
+	char path[64];
+	struct stat st;
+	int fd;
+
+	if (!fs->is_root || stat(fs->options->mountpoint, &st) < 0)
+		return;
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || dprintf(fd, "%d", CACHE_IO_MAX >> 10) < 0)
+		log_line(LOG_INFO, "%s: %s; sequential reads stay at 128 KiB each", path, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
+static void *raise_readahead_main(void *fs)
+{
+	raise_readahead(fs);
+	return NULL;
+}
+
 /* From here on the mount exists; errors before are told. */
 static void serve_mounted(struct fusefs *fs, struct signal_watch *watch, void (*tell)(void *user, const char *error),
 			  void *user)
 {
+	pthread_t readahead; /* its stat is a request that the loop answers */
+	bool has_readahead = pthread_create(&readahead, NULL, raise_readahead_main, fs) == 0;
+
 	announce(fs);
 	tell(user, NULL);
 	serve_requests(fs);
+	if (has_readahead)
+		pthread_join(readahead, NULL);
 	pthread_kill(watch->thread, SIGUSR2);
 	pthread_join(watch->thread, NULL);
 	control_stop(fs->control);
