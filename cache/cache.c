@@ -240,13 +240,16 @@ fail_ring:
 
 void cache_destroy(struct cache *cache)
 {
+	bool was_started = cache->has_engine;
+
 	if (cache->has_engine) {
 		workers_stop(&cache->notifiers);
 		workers_stop(&cache->workers);
 		engine_stop(cache);
-		ring_finish(&cache->ring);
 	}
-	gpu_close(cache->dev);
+	gpu_close(cache->dev); /* its threads may be about to wake the engine: the ring is there until they are gone */
+	if (was_started)
+		ring_finish(&cache->ring);
 	bounce_pool_finish(&cache->bounce);
 	pthread_mutex_destroy(&cache->files_lock);
 	pthread_mutex_destroy(&cache->post_lock);

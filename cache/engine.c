@@ -139,7 +139,7 @@ static void *engine_main(void *argument)
 		run_ready(cache);
 		chunks_reap(cache);
 		timeout_ns = check_timers(cache);
-		ring_run(&cache->ring, take_posted(cache) ? 0 : timeout_ns);
+		ring_run(&cache->ring, take_posted(cache) || cache->is_stopping ? 0 : timeout_ns);
 	}
 	return NULL;
 }

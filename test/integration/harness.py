@@ -41,6 +41,7 @@ class Mount:
             self.first_line = line.decode()
             if os.path.ismount(self.point):
                 break
+        self.device_number = os.minor(os.stat(self.point).st_dev) if os.path.ismount(self.point) else 0
         assert os.path.ismount(self.point), "the daemon ended before it mounted: " + getattr(self, "first_line", "")
 
     def path(self, name):
@@ -71,10 +72,17 @@ class Mount:
         return self.daemon.wait(timeout=60)
 
     def clean(self):
-        if self.daemon and self.daemon.poll() is None:
-            subprocess.run(["fusermount3", "-u", "-z", self.point], stderr=subprocess.DEVNULL)
-            self.daemon.kill()
-            self.daemon.wait()
+        if not self.daemon or (self.daemon.poll() is not None and not os.path.ismount(self.point)):
+            return
+        # A daemon that dies while the kernel waits for it inside an invalidation takes its connection with it into
+        # limbo: only aborting that frees whoever waits.
+        abort = f"/sys/fs/fuse/connections/{self.device_number}/abort"
+        if os.path.exists(abort):
+            with open(abort, "w") as f:
+                f.write("1")
+        subprocess.run(["fusermount3", "-u", "-z", self.point], stderr=subprocess.DEVNULL)
+        self.daemon.kill()
+        self.daemon.wait()
 
 
 @contextlib.contextmanager
@@ -98,7 +106,9 @@ _lib = None
 def lib():
     global _lib
     if _lib is None:
-        _lib = ctypes.CDLL(os.path.join(BUILD, "client/libhmmfs.so.0") if BUILD else "libhmmfs.so.0")
+        # HMMFS_TEST_CLIENT: a library without sanitizers, which this interpreter could not load
+        _lib = ctypes.CDLL(os.environ.get("HMMFS_TEST_CLIENT") or
+                           (os.path.join(BUILD, "client/libhmmfs.so.0") if BUILD else "libhmmfs.so.0"))
         _lib.hmmfs_map_fd.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)]
         _lib.hmmfs_map.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)]
         _lib.hmmfs_begin.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
