@@ -213,8 +213,7 @@ static void *watch_signals(void *argument)
 	control_stop(fs->control);
 	flush_kernel(fs);
 	write_everything_back(fs);
-	fuse_session_exit(fs->session);
-	fuse_session_unmount(fs->session); /* wakes the threads that wait for requests */
+	fuse_session_exit(fs->session); /* the loop ends its threads; unmounting is left to the thread that runs it */
 	return NULL;
 }
 

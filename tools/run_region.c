@@ -124,6 +124,7 @@ static int run_source_here(struct gpu_run *run, const struct run_arguments *argu
 
 	if (answer == MAP_FAILED)
 		return -ENOMEM;
+	answer->status = -EFAULT; /* until it says otherwise: a child that ends without a word has crashed */
 	fflush(NULL);
 	child = fork();
 	if (child == 0)
@@ -136,7 +137,7 @@ static int run_source_here(struct gpu_run *run, const struct run_arguments *argu
 		err = -EFAULT;
 	else
 		err = take_answer(answer, run);
-	if (err == -EFAULT && asprintf(&run->log, "the kernel was ended by signal %d (%s)", WTERMSIG(wait_status),
+	if (err == -EFAULT && WIFSIGNALED(wait_status) && asprintf(&run->log, "the kernel was ended by signal %d (%s)", WTERMSIG(wait_status),
 				       strsignal(WTERMSIG(wait_status))) < 0)
 		run->log = NULL;
 	munmap(answer, bytes);
