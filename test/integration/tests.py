@@ -432,3 +432,159 @@ def ordinary_programs_work():
         assert command("sqlite3", m.path("db"), sql).split()[-1] == "3"
         assert command("sqlite3", m.path("db"), "pragma integrity_check").strip() == "ok"
         m.umount()
+
+
+# ---- what only some programs do ----
+
+def operations_beyond_the_ordinary_work():
+    import ctypes.util, fcntl, mmap as mm
+    libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+    with mounted() as m:
+        at = lambda name: m.path(name)
+        with open(at("a"), "wb") as f:
+            f.write(data_of(3 * CHUNK))
+        fd = os.open(m.point, os.O_TMPFILE | os.O_RDWR, 0o640)
+        os.write(fd, b"tmpfile")
+        assert libc.linkat(-100, f"/proc/self/fd/{fd}".encode(), -100, at("linked").encode(), 0x400) == 0  # AT_SYMLINK_FOLLOW
+        os.close(fd)
+        assert open(at("linked"), "rb").read() == b"tmpfile" and stat.S_IMODE(os.stat(at("linked")).st_mode) == 0o640
+        rename = lambda a, b, flags: libc.renameat2(-100, at(a).encode(), -100, at(b).encode(), flags)
+        assert rename("a", "linked", 1) == -1 and ctypes.get_errno() == errno.EEXIST
+        assert rename("a", "linked", 2) == 0 and open(at("a"), "rb").read() == b"tmpfile"
+        command(HMMFS, "prefetch", at("linked"))
+        with open(at("linked"), "ab") as f:
+            f.write(b"appended")
+        assert open(at("linked"), "rb").read() == data_of(3 * CHUNK) + b"appended"
+        with open(at("linked"), "rb") as source, open(at("copy"), "wb") as f:
+            n = os.copy_file_range(source.fileno(), f.fileno(), CHUNK, CHUNK - 7, 0)
+            assert n == CHUNK
+        assert open(at("copy"), "rb").read() == data_of(3 * CHUNK)[CHUNK - 7:2 * CHUNK - 7]
+        fd = os.open(at("linked"), os.O_RDWR)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB), fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.posix_fallocate(fd, 5 * CHUNK, CHUNK)
+        assert os.fstat(fd).st_size == 6 * CHUNK and os.lseek(fd, 0, os.SEEK_HOLE) >= 3 * CHUNK
+        os.ftruncate(fd, CHUNK + 1)
+        os.ftruncate(fd, 2 * CHUNK)
+        assert os.pread(fd, 2 * CHUNK, 0) == data_of(CHUNK + 1) + bytes(CHUNK - 1)
+        os.close(fd)
+        fd = os.open(at("linked"), os.O_RDWR | os.O_DIRECT)
+        page = mm.mmap(-1, 4096)
+        page[:] = b"D" * 4096
+        os.pwrite(fd, page, CHUNK)
+        page[:] = bytes(4096)
+        assert os.preadv(fd, [page], CHUNK) == 4096 and page[:] == b"D" * 4096
+        os.close(fd)
+        assert open(at("linked"), "rb").read()[CHUNK:CHUNK + 4096] == b"D" * 4096
+        os.mkfifo(at("fifo")), os.symlink("linked", at("link")), os.mkdir(at("dir")), os.rmdir(at("dir"))
+        os.utime(at("linked"), ns=(10**18, 10**18 + 5)), os.chmod(at("linked"), 0o4755)
+        s = os.stat(at("link"))
+        assert s.st_mtime_ns == 10**18 + 5 and stat.S_IMODE(s.st_mode) == 0o4755 and os.readlink(at("link")) == "linked"
+        for i in range(1000):
+            os.close(os.open(at(f"many{i}"), os.O_CREAT | os.O_WRONLY))
+        assert sum(n.startswith("many") for n in os.listdir(m.point)) == 1000
+        with open(at("many0"), "w") as f, open(at("many0")) as g:
+            os.unlink(at("many0"))
+            f.write("still here"), f.flush()
+            assert g.read() == "still here"
+        m.umount()
+
+
+def private_mapping_keeps_its_stores_to_itself():
+    with mounted() as m:
+        fd = os.open(m.put("f", data_of(2 * CHUNK)), os.O_RDWR)
+        p = mmap.mmap(fd, 0, mmap.MAP_PRIVATE)
+        p[0:7] = b"private"
+        with leased(fd, EXCLUSIVE) as r:
+            assert r.load()[:7] == data_of(7)
+            r.store(CHUNK, b"shared")
+        assert p[0:7] == b"private" and p[CHUNK:CHUNK + 6] == b"shared"
+        p.close(), os.close(fd)
+        m.umount()
+
+
+def ticket_of(fd):
+    import fcntl
+    t = bytearray(16 + 108 + 4)
+    fcntl.ioctl(fd, (2 << 30) | (len(t) << 16) | (ord("h") << 8) | 0x4d, t)
+    return bytes(t[:16]), bytes(t[16:124]).split(b"\0")[0]
+
+
+def say_hello(token, path):
+    import struct
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.connect(path)
+    s.send(struct.pack("<8I2Q16s", 0x48464d48, 1, 1, 1, 0, 0, 0, 0, 0, 0, token))
+    answer = s.recv(4096)
+    s.close()
+    return answer
+
+
+def a_ticket_works_once():
+    with mounted() as m:
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
+        token, path = ticket_of(fd)
+        assert say_hello(bytes(16), path) == b""
+        assert len(say_hello(token, path)) > 100
+        assert say_hello(token, path) == b""
+        os.close(fd)
+        m.umount()
+
+
+def a_second_signal_loses_nothing():
+    with mounted(writeback_interval="0") as m:
+        fd = os.open(m.put("f", data_of(20 * CHUNK)), os.O_RDWR)
+        with leased(fd, EXCLUSIVE) as r:
+            for c in range(20):
+                r.store(c * CHUNK, b"twice")
+        os.close(fd)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            m.daemon.send_signal(number)
+        assert m.wait() == 0
+        assert all(m.backing("f")[c * CHUNK:c * CHUNK + 5] == b"twice" for c in range(20))
+
+
+def a_revoked_lease_is_told_and_its_memory_is_nobody_elses():
+    with mounted(lease_timeout="100ms") as m:
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
+        r = Region(fd, 0, CHUNK).begin(EXCLUSIVE)
+        r.store(0, b"before")
+        address = lib().hmmfs_data(r.r)
+        assert os.pread(fd, 6, 0) == b"before"  # waits, and has the lease revoked
+        ctypes.memmove(address, b"zombie", 6)
+        assert os.pread(fd, 6, 0) == b"before"
+        raises(errno.ESTALE, r.end)
+        r.close(), os.close(fd)
+        assert m.status()["counters"]["revocations"] == 1
+        m.umount()
+        assert m.backing("f")[:6] == b"before"
+
+
+def daemon_without_privilege_serves_its_user():
+    import pwd, shutil, tempfile
+    if os.geteuid() != 0 or not BUILD or os.stat("/dev/fuse").st_mode & 6 != 6:
+        print("skip", "daemon_without_privilege_serves_its_user: needs root to become another, and a /dev/fuse open to all")
+        return
+    uid = pwd.getpwnam("nobody").pw_uid
+    scratch = tempfile.mkdtemp(prefix="hmmfs-test-")
+    os.chmod(scratch, 0o755)
+    for d, name in (("tools", "hmmfs"), ("client", "libhmmfs.so.0"), ("gpu", "hmmfs-device")):
+        os.mkdir(os.path.join(scratch, d))
+        shutil.copy(os.path.join(BUILD, d, name), os.path.join(scratch, d))
+    source, point = os.path.join(scratch, "s"), os.path.join(scratch, "m")
+    for d in (source, point):
+        os.mkdir(d), os.chown(d, uid, uid)
+    mine = lambda *a, **o: subprocess.run(a, user=uid, group=uid, extra_groups=[], env={"PATH": os.environ["PATH"], "HOME": scratch},
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, cwd="/", **o)
+    hmmfs = os.path.join(scratch, "tools/hmmfs")
+    try:
+        r = mine(hmmfs, "mount", source, point, "-o", "device=host,capacity=4M,chunk=64K,bounce=8M")
+        assert r.returncode == 0, r.stderr
+        assert mine("sh", "-c", f"head -c 200000 /dev/zero > {point}/f").returncode == 0
+        assert mine(hmmfs, "run", "fill", "7", f"{point}/f").returncode == 0
+        assert b"1400000" in mine(hmmfs, "run", "sum", f"{point}/f").stdout
+        raises(errno.EACCES, os.listdir, point)  # not even root gets in without allow_other
+        assert mine(hmmfs, "umount", point).returncode == 0
+        assert open(os.path.join(source, "f"), "rb").read() == b"\7" * 200000
+    finally:
+        mine("fusermount3", "-u", "-z", "-q", point)
+        shutil.rmtree(scratch, ignore_errors=True)
