@@ -33,6 +33,7 @@ struct cache_config {
 	size_t bounce_bytes;     /* 0: 64 MiB */
 	enum cache_cpu_access cpu_access;
 	unsigned writeback_interval_ms; /* 0: only when asked */
+	unsigned read_timeout_ms;       /* a READ that a lease holds up for so long gets a snapshot; 0: never */
 	unsigned lease_timeout_ms;      /* a lease in the way of others for so long is revoked; 0: never */
 };
 

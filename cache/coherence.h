@@ -76,7 +76,7 @@ struct coherence {
 enum coherence_event {
 	/* from the CPU */
 	EVENT_READ,          /* a READ arrived */
-	EVENT_READ_OVERDUE,  /* it was held, and an invalidation may be waiting for its pages (R3) */
+	EVENT_READ_OVERDUE,  /* it was held, and others may be waiting for its pages (R3, read.c) */
 	EVENT_WRITE,         /* a WRITE arrived; the kernel may keep its pages */
 	EVENT_WRITEPAGE,     /* the kernel flushes a dirty page */
 	EVENT_READ_DONE,     /* a READ answered with DO_DEVICE is done */

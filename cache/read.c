@@ -8,6 +8,10 @@
  * R3: if an invalidation that was under way when the READ came may be waiting for its pages, the READ is answered
  * after a millisecond (twice as long with each round of the same invalidation, so that a call that waits for nothing
  * else is sure to end first), and the chunks it read from count as having kernel copies again.
+ *
+ * A READ that an exclusive lease holds up is answered from a snapshot after read_timeout, for a reason: its pages are
+ * locked, a write(2) of another process may be waiting for them with the inode's lock, and the holder of the lease for that
+ * lock in an fsync(2) or ftruncate(2). The kernel shows us nothing of it. The pages are removed when the lease ends.
  */
 #include "cache/internal.h"
 
@@ -336,21 +340,31 @@ static void read_force(struct read_request *request)
 	}
 }
 
+/* When a held READ is to be answered whatever the lease; UINT64_MAX: when it is let in. */
+static uint64_t due_time(const struct read_request *request)
+{
+	uint64_t limit_ns = (uint64_t)request->file->cache->config.read_timeout_ms * 1000000;
+	uint64_t held_since = request->io->held_since_ns;
+	uint64_t due = limit_ns == 0 ? UINT64_MAX : held_since + limit_ns;
+	uint64_t since, hold;
+	unsigned round;
+
+	if (invalidation_may_block_on(request->file, request->io->off, request->io->len, &since, &round)) {
+		hold = (since < held_since ? held_since : since) +
+		       ((uint64_t)HOLD_NS << (round < HOLD_ROUNDS_MAX ? round : HOLD_ROUNDS_MAX));
+		due = hold < due ? hold : due;
+	}
+	return due;
+}
+
 void reads_check_overdue(struct cache *cache, uint64_t now)
 {
 	struct read_request *request, *next;
 
 	cache->next_hold_ns = UINT64_MAX;
 	DL_FOREACH_SAFE2(cache->overdue, request, next, all_next) {
-		uint64_t since, due;
-		unsigned round;
+		uint64_t due = request->is_overdue ? UINT64_MAX : due_time(request);
 
-		if (request->is_overdue || !invalidation_may_block_on(request->file, request->io->off,
-								      request->io->len, &since, &round))
-			continue;
-		if (since < request->io->held_since_ns)
-			since = request->io->held_since_ns;
-		due = since + ((uint64_t)HOLD_NS << (round < HOLD_ROUNDS_MAX ? round : HOLD_ROUNDS_MAX));
 		if (due <= now)
 			read_force(request);
 		else if (due < cache->next_hold_ns)

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 struct raw_options {
-	char *device, *capacity, *chunk, *bounce, *cpu_access, *migrate, *writeback_interval, *lease_timeout, *allow_kernels;
+	char *device, *capacity, *chunk, *bounce, *cpu_access, *migrate, *writeback_interval, *read_timeout, *lease_timeout, *allow_kernels;
 	int allow_other, is_read_only, is_foreground, is_debug;
 	char *unknown;
 };
@@ -22,7 +22,7 @@ struct raw_options {
 static const struct fuse_opt option_specs[] = {
 	TEXT("device", device), TEXT("capacity", capacity), TEXT("chunk", chunk), TEXT("bounce", bounce),
 	TEXT("cpu_access", cpu_access), TEXT("migrate", migrate), TEXT("writeback_interval", writeback_interval),
-	TEXT("lease_timeout", lease_timeout), TEXT("allow_kernels", allow_kernels), FLAG("allow_other", allow_other),
+	TEXT("read_timeout", read_timeout), TEXT("lease_timeout", lease_timeout), TEXT("allow_kernels", allow_kernels), FLAG("allow_other", allow_other),
 	FLAG("ro", is_read_only),
 	/* what mount(8) and fstab add of their own */
 	FUSE_OPT_KEY("rw", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("dev", FUSE_OPT_KEY_DISCARD),
@@ -132,6 +132,7 @@ static int interpret(struct fusefs_options *options, struct raw_options *raw, ch
 	    (err = parse_size("chunk", raw->chunk, &options->chunk_bytes, error)) < 0 ||
 	    (err = parse_size("bounce", raw->bounce, &options->bounce_bytes, error)) < 0 ||
 	    (err = parse_duration("writeback_interval", raw->writeback_interval, &options->writeback_interval_ms, error)) < 0 ||
+	    (err = parse_duration("read_timeout", raw->read_timeout, &options->read_timeout_ms, error)) < 0 ||
 	    (err = parse_duration("lease_timeout", raw->lease_timeout, &options->lease_timeout_ms, error)) < 0 ||
 	    (err = parse_choice("cpu_access", raw->cpu_access, "copy|migrate|auto", &cpu_access, error)) < 0 ||
 	    (err = parse_choice("migrate", raw->migrate, "auto|never|always", &policy, error)) < 0 ||
@@ -197,6 +198,7 @@ static void raw_finish(struct raw_options *raw)
 	free(raw->cpu_access);
 	free(raw->migrate);
 	free(raw->writeback_interval);
+	free(raw->read_timeout);
 	free(raw->lease_timeout);
 	free(raw->allow_kernels);
 	free(raw->unknown);
@@ -211,6 +213,7 @@ int fusefs_options_parse(struct fusefs_options *options, const char *source, con
 
 	*error = NULL;
 	options->writeback_interval_ms = 5000;
+	options->read_timeout_ms = 1000;
 	options->lease_timeout_ms = 30000;
 	options->default_permissions = true;
 	fuse_opt_add_arg(&args, "hmmfs");

@@ -281,6 +281,7 @@ static struct cache_config cache_config_of(const struct fusefs_options *options)
 				     .bounce_bytes = options->bounce_bytes,
 				     .cpu_access = options->cpu_access,
 				     .writeback_interval_ms = options->writeback_interval_ms,
+				     .read_timeout_ms = options->read_timeout_ms,
 				     .lease_timeout_ms = options->lease_timeout_ms};
 }
 

@@ -16,7 +16,7 @@ struct fusefs_options {
 	uint64_t capacity_bytes, chunk_bytes, bounce_bytes; /* 0: the default */
 	enum cache_cpu_access cpu_access;
 	enum fusefs_policy policy; /* of files that have no user.hmmfs.migrate */
-	unsigned writeback_interval_ms, lease_timeout_ms;
+	unsigned writeback_interval_ms, read_timeout_ms, lease_timeout_ms;
 	bool allow_all_kernels;
 	bool allow_other, default_permissions, is_read_only;
 	bool is_foreground, is_debug;

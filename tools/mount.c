@@ -36,6 +36,7 @@ static const char doc[] =
 	"                                  copy until the CPU keeps reading it (auto)\n"
 	"  migrate=auto|never|always       policy of files without the attribute user.hmmfs.migrate (auto)\n"
 	"  writeback_interval=TIME         how often dirty chunks are written back (5s; 0: only when asked)\n"
+	"  read_timeout=TIME               when a CPU read that a lease holds up gets a snapshot (1s; 0: never)\n"
 	"  lease_timeout=TIME              when a lease that others wait for is revoked (30s; 0: never)\n"
 	"  allow_kernels=owner|all         whose own kernels may run (owner)\n"
 	"  allow_other, ro                 as in fuse(8)\n"

@@ -37,11 +37,13 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 /* ---- who is using it ---- */
 
+/* Without asking a filesystem: another mount may hang. */
 static bool is_on(const char *link, dev_t dev)
 {
-	struct stat st;
+	struct statx st;
 
-	return stat(link, &st) == 0 && st.st_dev == dev;
+	return statx(AT_FDCWD, link, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &st) == 0 &&
+	       makedev(st.stx_dev_major, st.stx_dev_minor) == dev;
 }
 
 static bool has_open_file(const char *pid, dev_t dev)

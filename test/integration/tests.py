@@ -368,7 +368,7 @@ def bad_options_are_one_line_and_no_mount():
     with mounted() as m:
         m.umount()
         for o in ("device=abacus", "capacity=1", "capacity=9999T", "chunk=3M", "chunk=1K", "bounce=x", "cpu_access=no", "nonsense",
-                  "migrate=2", "writeback_interval=-1", "lease_timeout=soon", "allow_kernels=me", "capacity="):
+                  "migrate=2", "writeback_interval=-1", "read_timeout=x", "lease_timeout=soon", "allow_kernels=me", "capacity="):
             e = command(HMMFS, "mount", m.source, m.point, "-o", o, ok=(2,))
             assert e.count("\n") == 1 and o.split("=")[0] in e, (o, e)
             assert not os.path.ismount(m.point), o
@@ -519,6 +519,27 @@ def say_hello(token, path):
     return answer
 
 
+def fsync_under_a_lease_does_not_hang_with_a_reader_and_a_writer_about():
+    """The reader's page is locked, the writer waits for it with the inode's lock, and fsync wants that lock."""
+    with mounted(lease_timeout="4s") as m:
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
+        r = Region(fd, 0, CHUNK).begin(EXCLUSIVE)
+        r.store(100, b"device")
+        program = "import os,sys; f=os.open(sys.argv[1],os.O_RDWR); "
+        reader = subprocess.Popen([sys.executable, "-c", program + "os.pread(f,10,0)", m.path("f")])
+        while m.status()["counters"]["held_reads"] == 0:
+            pass
+        writer = subprocess.Popen([sys.executable, "-c", program + "print(flush=True); os.pwrite(f,b'cpu',7)", m.path("f")],
+                                  stdout=subprocess.PIPE)
+        writer.stdout.readline()
+        os.fsync(fd)
+        r.end(), r.close()
+        assert reader.wait() == 0 and writer.wait() == 0
+        assert os.pread(fd, 3, 7) == b"cpu" and os.pread(fd, 6, 100) == b"device"
+        writer.stdout.close(), os.close(fd)
+        m.umount()
+
+
 def a_ticket_works_once():
     with mounted() as m:
         fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
@@ -544,7 +565,7 @@ def a_second_signal_loses_nothing():
 
 
 def a_revoked_lease_is_told_and_its_memory_is_nobody_elses():
-    with mounted(lease_timeout="100ms") as m:
+    with mounted(lease_timeout="100ms", read_timeout="0") as m:
         fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
         r = Region(fd, 0, CHUNK).begin(EXCLUSIVE)
         r.store(0, b"before")
