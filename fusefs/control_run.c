@@ -176,6 +176,7 @@ int session_run(struct session *session, const struct message *message, struct w
 	struct cache_lease lease;
 	char *source = NULL;
 	uint64_t start;
+	bool has_lease = true;
 	int err, pack_err;
 
 	if (session->file == NULL)
@@ -190,8 +191,17 @@ int session_run(struct session *session, const struct message *message, struct w
 		return err;
 	}
 	err = run_on_lease(session, &run, &lease, message->request.off, message->request.len);
+	if (err == -ENODEV && !run.gpu.writes) { /* the device process died: the next one loads the chunks again */
+		lease_end(session, &lease);
+		err = lease_range(session, message->request.off, message->request.len, false, &lease);
+		if (err == 0)
+			err = run_on_lease(session, &run, &lease, message->request.off, message->request.len);
+		else
+			has_lease = false;
+	}
 	start = clock_ns();
-	lease_end(session, &lease);
+	if (has_lease)
+		lease_end(session, &lease);
 	reply->release_ns = clock_ns() - start;
 	reply->fill_bytes = lease.fill_bytes;
 	reply->acquire_ns = lease.acquire_ns;

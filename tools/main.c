@@ -126,5 +126,8 @@ int main(int argc, char **argv)
 		argv[1] = name; /* what argp calls the program in its messages */
 		return commands[i].run(argc - 1, argv + 1);
 	}
+	/* mount -t fuse.hmmfs, through mount.fuse3(8): hmmfs SOURCE MOUNTPOINT -o OPTIONS */
+	if (argc > 2 && argv[1][0] == '/')
+		return command_mount(argc, argv);
 	return misuse("%s: no such command; see hmmfs --help", argv[1]);
 }
