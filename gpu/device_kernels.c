@@ -25,23 +25,23 @@ static const char source[] =
 	"#define PER(len) (((len) + get_global_size(0) - 1) / get_global_size(0))\n"
 	"#define EACH(i, len) for (ulong i = get_global_id(0) * PER(len), to = min(i + PER(len), (ulong)(len)); i < to; i++)\n"
 	"#endif\n"
-	"__kernel void sum(__global const uchar *d, ulong len, __global ulong *partial)\n"
-	"{ ulong s = 0; EACH(i, len) s += d[i]; partial[get_global_id(0)] += s; }\n"
-	"__kernel void histogram(__global const uchar *d, ulong len, __global ulong *partial)\n"
-	"{ __global ulong *t = partial + get_global_id(0) * 256; EACH(i, len) t[d[i]]++; }\n"
-	"__kernel void count(__global const uchar *d, ulong len, __global ulong *partial,\n"
+	"__kernel void sum(__global const uchar *d, ulong off, ulong len, __global ulong *partial)\n"
+	"{ ulong s = 0; d += off; EACH(i, len) s += d[i]; partial[get_global_id(0)] += s; }\n"
+	"__kernel void histogram(__global const uchar *d, ulong off, ulong len, __global ulong *partial)\n"
+	"{ __global ulong *t = partial + get_global_id(0) * 256; d += off; EACH(i, len) t[d[i]]++; }\n"
+	"__kernel void count(__global const uchar *d, ulong off, ulong len, __global ulong *partial,\n"
 	"                    __global const uchar *next, ulong next_len, __global const uchar *pattern, uint n)\n"
-	"{ ulong c = 0;\n"
+	"{ ulong c = 0; d += off;\n"
 	"  EACH(i, len) {\n"
 	"    uint k = 0;\n"
 	"    if (i + n > len + next_len) continue;\n"
 	"    while (k < n && (i + k < len ? d[i + k] : next[i + k - len]) == pattern[k]) k++;\n"
 	"    c += k == n; }\n"
 	"  partial[get_global_id(0)] += c; }\n"
-	"__kernel void xor_byte(__global uchar *d, ulong len, uchar b)\n"
-	"{ EACH(i, len) d[i] ^= b; }\n"
-	"__kernel void fill_byte(__global uchar *d, ulong len, uchar b)\n"
-	"{ EACH(i, len) d[i] = b; }\n";
+	"__kernel void xor_byte(__global uchar *d, ulong off, ulong len, uchar b)\n"
+	"{ d += off; EACH(i, len) d[i] ^= b; }\n"
+	"__kernel void fill_byte(__global uchar *d, ulong off, ulong len, uchar b)\n"
+	"{ d += off; EACH(i, len) d[i] = b; }\n";
 
 static const char *const names[] = {"sum", "histogram", "count", "xor_byte", "fill_byte"};
 
@@ -81,20 +81,6 @@ static cl_program program_of(struct device_server *server)
 	return program;
 }
 
-/* A view of a chunk's bytes from off on: kernels take plain pointers. */
-static cl_mem view(struct device_run *run, cl_mem mem, size_t off, size_t len, cl_int *error)
-{
-	cl_buffer_region region = {off, len};
-
-	(void)run;
-	if (off == 0) {
-		clRetainMemObject(mem);
-		*error = CL_SUCCESS;
-		return mem;
-	}
-	return clCreateSubBuffer(mem, CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &region, error);
-}
-
 static size_t partial_bytes(const struct device_run *run)
 {
 	return run->items * sizeof(cl_ulong) * (run->request.kernel == GPU_KERNEL_HISTOGRAM ? HISTOGRAM_BYTES : 1);
@@ -123,22 +109,23 @@ static int prepare(struct device_run *run)
 	return opencl_errno(error);
 }
 
-static cl_int set_arguments(struct device_run *run, cl_mem data, cl_ulong len, cl_mem next, cl_ulong next_len)
+static cl_int set_arguments(struct device_run *run, cl_mem data, cl_ulong off, cl_ulong len, cl_mem next, cl_ulong next_len)
 {
 	cl_int error = clSetKernelArg(run->kernel, 0, sizeof(cl_mem), &data);
 	cl_uchar byte = (cl_uchar)run->request.byte;
 	cl_uint pattern_bytes = run->request.pattern_bytes;
 
-	error |= clSetKernelArg(run->kernel, 1, sizeof(len), &len);
+	error |= clSetKernelArg(run->kernel, 1, sizeof(off), &off);
+	error |= clSetKernelArg(run->kernel, 2, sizeof(len), &len);
 	if (run->request.kernel == GPU_KERNEL_XOR || run->request.kernel == GPU_KERNEL_FILL)
-		return error | clSetKernelArg(run->kernel, 2, sizeof(byte), &byte);
-	error |= clSetKernelArg(run->kernel, 2, sizeof(cl_mem), &run->partial);
+		return error | clSetKernelArg(run->kernel, 3, sizeof(byte), &byte);
+	error |= clSetKernelArg(run->kernel, 3, sizeof(cl_mem), &run->partial);
 	if (run->request.kernel != GPU_KERNEL_COUNT)
 		return error;
-	error |= clSetKernelArg(run->kernel, 3, sizeof(cl_mem), &next);
-	error |= clSetKernelArg(run->kernel, 4, sizeof(next_len), &next_len);
-	error |= clSetKernelArg(run->kernel, 5, sizeof(cl_mem), &run->pattern);
-	return error | clSetKernelArg(run->kernel, 6, sizeof(pattern_bytes), &pattern_bytes);
+	error |= clSetKernelArg(run->kernel, 4, sizeof(cl_mem), &next);
+	error |= clSetKernelArg(run->kernel, 5, sizeof(next_len), &next_len);
+	error |= clSetKernelArg(run->kernel, 6, sizeof(cl_mem), &run->pattern);
+	return error | clSetKernelArg(run->kernel, 7, sizeof(pattern_bytes), &pattern_bytes);
 }
 
 /* Launches on each chunk's part of the range; the queue is in order, so that partial results add up. */
@@ -153,15 +140,10 @@ static int launch_all(struct device_run *run)
 		uint64_t after = left - len;
 		bool has_next = i + 1 < run->request.n_chunks;
 		cl_mem next = has_next ? run->chunks[i + 1]->mem : run->chunks[i]->mem;
-		cl_int error;
-		cl_mem data = view(run, run->chunks[i]->mem, off, len, &error);
+		cl_int error = set_arguments(run, run->chunks[i]->mem, off, len, next, has_next ? after : 0);
 
 		if (error == CL_SUCCESS)
-			error = set_arguments(run, data, len, next, has_next ? after : 0);
-		if (error == CL_SUCCESS)
 			error = clEnqueueNDRangeKernel(run->queue, run->kernel, 1, NULL, &run->items, NULL, 0, NULL, NULL);
-		if (data != NULL)
-			clReleaseMemObject(data);
 		if (error == CL_SUCCESS)
 			error = clFinish(run->queue);
 		if (error != CL_SUCCESS)
