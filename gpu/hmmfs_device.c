@@ -113,6 +113,7 @@ int main(int argc, char **argv)
 	struct rlimit no_core = {0, 0};
 	const char *mode = argc == 2 ? argv[1] : "";
 
+	setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 0); /* PoCL runs a linker; mount(8) starts us without */
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	setrlimit(RLIMIT_CORE, &no_core);
 	close_range(DEVICE_SOCKET + 1, ~0U, 0);
