@@ -14,8 +14,8 @@
  * host memory that is pinned for the device. A chunk's memory reads as zero when it is created, and
  * is never handed to another chunk without having been zeroed.
  *
- * Ordering: operations on one queue start in the order submitted and never overlap if they touch the
- * same chunk. There is no order between queues: a caller that needs one waits for done.
+ * Ordering: operations on one queue start in the order submitted. A caller that needs one to be done before another
+ * starts waits for done.
  *
  * Threads: every function may be called from any thread; none blocks on the device. done is called
  * on a thread of the backend (or, on failure to submit, on the caller's before the function returns),

@@ -5,7 +5,7 @@
  * daemon never maps them: copies are pread and pwrite between the memfd and the bounce memory, which a client that
  * does odd things to its mapping can't turn into a SIGBUS here. Seals keep their size.
  *
- * One thread for each queue does its operations in order.
+ * Threads of a queue take its operations in order. Filling has two: the page faults of fresh memory cost more than the copy.
  */
 #include "gpu/backends.h"
 
@@ -34,10 +34,13 @@ struct host_op {
 	struct gpu_op *op;
 };
 
+enum { QUEUE_THREADS_MAX = 2 };
+static const unsigned queue_threads[GPU_QUEUE_COUNT] = {[GPU_QUEUE_FILL] = 2, [GPU_QUEUE_WRITEBACK] = 1, [GPU_QUEUE_CPU] = 1};
+
 struct host_queue {
 	struct host_device *dev;
-	pthread_t thread;
-	bool has_thread;
+	pthread_t threads[QUEUE_THREADS_MAX];
+	unsigned n_threads;
 	pthread_mutex_t mutex;
 	pthread_cond_t has_work;     /* ops, or is_stopping */
 	struct host_op *head, *tail; /* mutex */
@@ -237,13 +240,12 @@ static void host_copy_chunk(struct gpu_device *base, enum gpu_queue queue, struc
 
 static void queue_stop(struct host_queue *queue)
 {
-	if (!queue->has_thread)
-		return;
 	pthread_mutex_lock(&queue->mutex);
 	queue->is_stopping = true;
-	pthread_cond_signal(&queue->has_work);
+	pthread_cond_broadcast(&queue->has_work);
 	pthread_mutex_unlock(&queue->mutex);
-	pthread_join(queue->thread, NULL);
+	while (queue->n_threads > 0)
+		pthread_join(queue->threads[--queue->n_threads], NULL);
 }
 
 static void host_destroy(struct gpu_device *base)
@@ -297,9 +299,10 @@ int host_open(const struct gpu_config *config, struct gpu_device **out, char **e
 		queue->dev = dev;
 		pthread_mutex_init(&queue->mutex, NULL);
 		pthread_cond_init(&queue->has_work, NULL);
-		if (err == 0)
-			err = -pthread_create(&queue->thread, NULL, queue_main, queue);
-		queue->has_thread = err == 0;
+		while (err == 0 && queue->n_threads < queue_threads[i]) {
+			err = -pthread_create(&queue->threads[queue->n_threads], NULL, queue_main, queue);
+			queue->n_threads += err == 0;
+		}
 	}
 	if (err < 0) {
 		host_destroy(&dev->base);
