@@ -1,6 +1,7 @@
 /* cache.c - putting a cache together and taking it apart; waiting for requests. */
 #include "cache/internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -44,6 +45,7 @@ int cache_wait_for(struct cache_op *op, void (*start)(void *request), void *requ
 {
 	struct waiter waiter = {.mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 
+	assert(!engine_is_current()); /* it would wait for itself */
 	op->done = waiter_done;
 	op->waiter = &waiter;
 	start(request);

@@ -16,6 +16,17 @@
 #include <threads.h>
 #include <unistd.h>
 
+/* fstat of an open file on a local filesystem looks into memory: it does not block the engine. */
+void file_measure(struct cache_file *file)
+{
+	struct stat st;
+
+	if (fstat(file->backing.buffered.fd, &st) < 0)
+		return;
+	atomic_store(&file->size, st.st_size);
+	atomic_store(&file->is_sparse, (off_t)st.st_blocks * 512 < st.st_size);
+}
+
 static void drained(struct cache *cache, struct task *task)
 {
 	struct cache_file *file = CONTAINER_OF(task, struct cache_file, drained_task);
@@ -24,6 +35,9 @@ static void drained(struct cache *cache, struct task *task)
 	pthread_mutex_lock(&file->gate);
 	file->is_drained_posted = false;
 	pthread_mutex_unlock(&file->gate);
+	file->is_draining = false;
+	file_take_descriptors(file);
+	file_measure(file); /* only now: the WRITEs outside may have moved the end */
 	while ((waiter = task_list_take(&file->drain_waiters)) != NULL)
 		engine_ready(cache, waiter);
 	file_leave(file);
@@ -224,36 +238,37 @@ void cache_file_leave_write(struct cache_file *file)
 		engine_post(file->cache, &file->drained_task);
 }
 
-/* fstat of an open file on a local filesystem looks into memory: it does not block the engine. */
-void file_measure(struct cache_file *file)
-{
-	struct stat st;
-
-	if (fstat(file->backing.buffered.fd, &st) < 0)
-		return;
-	atomic_store(&file->size, st.st_size);
-	atomic_store(&file->is_sparse, (off_t)st.st_blocks * 512 < st.st_size);
-}
-
 bool file_activate(struct cache_file *file, struct task *task)
 {
-	bool is_drained, is_new;
+	bool was_active, is_drained;
 
 	file_take_descriptors(file);
 	pthread_mutex_lock(&file->gate);
-	is_new = !atomic_load(&file->is_active) || !file->is_measured;
+	was_active = atomic_load(&file->is_active);
 	atomic_store(&file->is_active, true);
-	is_drained = file->direct_writes == 0;
+	is_drained = file->direct_writes == 0 && !file->is_drained_posted;
 	if (!is_drained)
-		file->is_drain_wanted = true;
-	file->is_measured = is_drained;
+		file->is_drain_wanted = !file->is_drained_posted;
 	pthread_mutex_unlock(&file->gate);
 	if (!is_drained) {
+		file->is_draining = true;
 		task_list_append(&file->drain_waiters, task);
 		return false;
 	}
-	if (is_new)
-		file_measure(file); /* only now: the WRITEs outside may have moved the end */
+	if (!was_active)
+		file_measure(file);
+	return true;
+}
+
+bool file_is_ready(struct cache_file *file, struct task *task)
+{
+	file_take_descriptors(file);
+	if (file->is_draining) {
+		task_list_append(&file->drain_waiters, task);
+		return false;
+	}
+	if (!atomic_load(&file->is_active))
+		file_measure(file); /* it went inactive after the caller looked, and WRITEs passed by the engine */
 	return true;
 }
 

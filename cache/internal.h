@@ -81,7 +81,6 @@ struct cache_file {
 	bool has_fds;               /* gate: descriptors are open, here or in backing */
 	bool has_writable_fds;      /* gate */
 	uint32_t opened_align;      /* gate */
-	bool is_measured;           /* gate: size and is_sparse are of this activation */
 	enum { IDLE_NONE, IDLE_QUEUED, IDLE_TELLING } idle_state; /* gate */
 	pthread_cond_t idle_told;   /* idle_state became IDLE_NONE */
 	struct job idle_job;
@@ -103,6 +102,7 @@ struct cache_file {
 	struct invalidation *invalidations;
 	struct mutation *mutations; /* waiting; the first one is under way if is_mutating */
 	bool is_mutating;
+	bool is_draining; /* active, but WRITEs outside are under way still: size is not known */
 	struct task_list drain_waiters;
 	struct sync_batch sync;
 	unsigned n_dirty, n_resident;
@@ -160,6 +160,7 @@ struct cache {
 uint64_t now_ns(void);
 void engine_post(struct cache *cache, struct task *task);             /* any thread */
 void engine_ready(struct cache *cache, struct task *task);            /* engine */
+bool engine_is_current(void); /* on its thread */
 int engine_start(struct cache *cache);
 void engine_stop(struct cache *cache);
 __attribute__((format(printf, 3, 4))) void cache_log(struct cache *cache, int priority, const char *format, ...);
@@ -198,6 +199,8 @@ void file_leave(struct cache_file *file);
 /* Takes over descriptors that file_enter opened, and sends WRITEs through the engine from now on. False: WRITEs outside of
  * it are still under way; task is resumed when they are done. Engine. */
 bool file_activate(struct cache_file *file, struct task *task);
+/* For READs and WRITEs: descriptors are taken over and size is right. False: the task is parked until it is. Engine. */
+bool file_is_ready(struct cache_file *file, struct task *task);
 void file_take_descriptors(struct cache_file *file);
 /* Reads size and sparseness from the backing. Engine. */
 void file_measure(struct cache_file *file);

@@ -278,7 +278,8 @@ static void read_task(struct cache *cache, struct task *task)
 	off_t off = request->io->off, end;
 	off_t size;
 
-	file_take_descriptors(request->file);
+	if (!file_is_ready(request->file, task))
+		return;
 	size = request->file->size;
 	if (off >= size) {
 		request->len = 0;

@@ -282,7 +282,8 @@ static void write_task(struct cache *cache, struct task *task)
 	off_t end = request->io->off + (off_t)request->io->len;
 
 	(void)cache;
-	file_take_descriptors(file);
+	if (!file_is_ready(file, task))
+		return;
 	request->outstanding = 1;
 	if (request->io->off > file->size)
 		atomic_store(&file->is_sparse, true);

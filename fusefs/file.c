@@ -94,17 +94,27 @@ static void set_open_flags(struct handle *handle, struct fuse_file_info *fi, boo
 struct prefetch {
 	struct cache_place place;
 	struct inode *inode;
+	int status;
 };
+
+/* Not on the engine's thread: the last reference takes the file with it, and that waits for the engine. */
+static void end_prefetch(void *argument)
+{
+	struct prefetch *prefetch = argument;
+
+	if (prefetch->status < 0)
+		log_line(LOG_WARNING, "%s: prefetch (policy always) failed: %s", inode_name(prefetch->inode),
+			 strerror(-prefetch->status));
+	inode_unref(prefetch->inode);
+	free(prefetch);
+}
 
 static void prefetched(struct cache_op *op, int status)
 {
 	struct prefetch *prefetch = (struct prefetch *)(void *)op;
 
-	if (status < 0)
-		log_line(LOG_WARNING, "%s: prefetch (policy always) failed: %s", inode_name(prefetch->inode),
-			 strerror(-status));
-	inode_unref(prefetch->inode);
-	free(prefetch);
+	prefetch->status = status;
+	repliers_give(prefetch->inode->fs->repliers, end_prefetch, prefetch);
 }
 
 static void prefetch_if_always(struct inode *inode)

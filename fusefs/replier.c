@@ -82,10 +82,8 @@ void repliers_give(struct repliers *repliers, void (*work)(void *argument), void
 {
 	struct reply_job *job = calloc(1, sizeof(*job));
 
-	if (job == NULL) { /* slower, but the answer goes out */
-		work(argument);
-		return;
-	}
+	if (job == NULL)
+		abort(); /* out of memory; doing it here could make the engine wait for itself */
 	job->work = work;
 	job->argument = argument;
 	pthread_mutex_lock(&repliers->mutex);

@@ -54,13 +54,21 @@ struct eviction {
 	struct inode *inode;
 };
 
+/* Not on the engine's thread: the last reference takes the file with it, and that waits for the engine. */
+static void end_eviction(void *argument)
+{
+	struct eviction *eviction = argument;
+
+	inode_unref(eviction->inode);
+	free(eviction);
+}
+
 static void evicted(struct cache_op *op, int status)
 {
 	struct eviction *eviction = (struct eviction *)(void *)op; /* place.op comes first */
 
 	(void)status; /* -EBUSY: what is leased goes when its chunks are evicted next */
-	inode_unref(eviction->inode);
-	free(eviction);
+	repliers_give(eviction->inode->fs->repliers, end_eviction, eviction);
 }
 
 /* A file that is never to be on the device leaves it. */

@@ -333,6 +333,18 @@ def policy_never_keeps_a_file_off_the_device():
         os.close(fd)
 
 
+def files_of_policy_always_come_and_go():
+    """Their prefetch may be the last to hold an inode whose name and descriptors are gone."""
+    with mounted(migrate="always", capacity="512K") as m:
+        for i in range(300):
+            with open(m.path(f"f{i}"), "wb") as f:
+                f.write(data_of(3000))
+            with open(m.path(f"f{i}"), "rb") as f:
+                os.unlink(m.path(f"f{i}"))
+                assert f.read() == data_of(3000)
+        m.umount()
+
+
 def unmount(how):
     with mounted(writeback_interval="0") as m:
         fd = os.open(m.put("f", data_of(9 * CHUNK)), os.O_RDWR)
