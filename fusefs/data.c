@@ -81,7 +81,7 @@ static void write_done(struct cache_op *op, int status)
 	free(request);
 }
 
-static void write_backing(fuse_req_t req, struct fuse_bufvec *from, off_t off, int fd)
+static void write_backing(fuse_req_t req, struct cache_file *file, struct fuse_bufvec *from, off_t off, int fd)
 {
 	struct fuse_bufvec to = FUSE_BUFVEC_INIT(fuse_buf_size(from));
 	ssize_t n;
@@ -90,6 +90,7 @@ static void write_backing(fuse_req_t req, struct fuse_bufvec *from, off_t off, i
 	to.buf[0].fd = fd;
 	to.buf[0].pos = off;
 	n = fuse_buf_copy(&to, from, 0);
+	cache_file_leave_write(file); /* before the answer: after it the file may be released and forgotten */
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else
@@ -106,8 +107,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *fro
 	ssize_t n;
 
 	if (cache_file_enter_write(file)) {
-		write_backing(req, from, off, handle_of(fi)->fd);
-		cache_file_leave_write(file);
+		write_backing(req, file, from, off, handle_of(fi)->fd);
 		return;
 	}
 	request = malloc(sizeof(*request) + size);
