@@ -73,6 +73,8 @@ struct fusefs {
 	pthread_mutex_t table_lock;
 	struct inode *inodes; /* table_lock */
 	size_t n_inodes;      /* table_lock */
+	size_t n_refs;        /* table_lock; of all inodes */
+	pthread_cond_t refs_are_gone; /* n_refs came to 0 */
 };
 
 /* inode.c */
@@ -88,6 +90,8 @@ struct cache_file *inode_cache_file(struct inode *inode);
 int inode_reopen(struct inode *inode, int flags); /* descriptor or negative errno */
 const char *inode_name(struct inode *inode);      /* thread-local */
 fuse_ino_t inode_number(struct inode *inode);     /* the kernel's name for it */
+/* Waits until nobody holds a reference: prefetches and evictions of our own have ended. */
+void inodes_wait(struct fusefs *fs);
 void inodes_destroy(struct fusefs *fs);
 struct proc_path {
 	char text[40];

@@ -121,7 +121,7 @@ static bool leave_table_locked(struct inode *inode, bool is_gone)
 	return true;
 }
 
-static void inode_drop(struct inode *inode, uint64_t lookups, unsigned refs)
+static void drop(struct inode *inode, uint64_t lookups, unsigned refs)
 {
 	struct fusefs *fs = inode->fs;
 	bool is_last, is_free, is_gone;
@@ -145,6 +145,28 @@ static void inode_drop(struct inode *inode, uint64_t lookups, unsigned refs)
 		inode_destroy(inode);
 }
 
+static void inode_drop(struct inode *inode, uint64_t lookups, unsigned refs)
+{
+	struct fusefs *fs = inode->fs;
+
+	drop(inode, lookups, refs);
+	if (refs == 0)
+		return;
+	pthread_mutex_lock(&fs->table_lock);
+	fs->n_refs -= refs;
+	if (fs->n_refs == 0)
+		pthread_cond_broadcast(&fs->refs_are_gone);
+	pthread_mutex_unlock(&fs->table_lock);
+}
+
+void inodes_wait(struct fusefs *fs)
+{
+	pthread_mutex_lock(&fs->table_lock);
+	while (fs->n_refs > 0)
+		pthread_cond_wait(&fs->refs_are_gone, &fs->table_lock);
+	pthread_mutex_unlock(&fs->table_lock);
+}
+
 void inode_forget(struct inode *inode, uint64_t lookups)
 {
 	if (inode != &inode->fs->root)
@@ -155,6 +177,7 @@ void inode_ref(struct inode *inode)
 {
 	pthread_mutex_lock(&inode->fs->table_lock);
 	inode->refs++;
+	inode->fs->n_refs++;
 	pthread_mutex_unlock(&inode->fs->table_lock);
 }
 

@@ -370,6 +370,7 @@ int fusefs_serve(const struct fusefs_options *options, void (*tell)(void *user, 
 	pthread_sigmask(SIG_BLOCK, &watch.set, NULL); /* in all threads made from here on */
 	signal(SIGPIPE, SIG_IGN);
 	pthread_mutex_init(&fs.table_lock, NULL);
+	pthread_cond_init(&fs.refs_are_gone, NULL);
 	err = open_root(&fs);
 	if (err < 0)
 		return tell_error(tell, user, err, "SOURCE %s: %s", options->source, strerror(-err));
@@ -410,12 +411,13 @@ out_session:
 	if (fs.session != NULL)
 		fuse_session_destroy(fs.session);
 out_cache:
+	inodes_wait(&fs);
+	if (fs.repliers != NULL)
+		repliers_stop(fs.repliers); /* they may be giving buffers back to the cache */
 	if (fs.inodes != NULL)
 		HASH_DEL(fs.inodes, &fs.root);
 	inodes_destroy(&fs);
 	cache_destroy(fs.cache);
-	if (fs.repliers != NULL)
-		repliers_stop(fs.repliers);
 	close(fs.root.fd);
 	return err;
 }
