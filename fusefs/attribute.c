@@ -61,17 +61,33 @@ struct setattr {
 	int to_set;
 };
 
-static void finish(struct setattr *setattr, int status)
+static void answer(struct setattr *setattr, int status)
 {
-	int times = FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
-
-	if (status == 0 && (setattr->to_set & times))
-		status = set_times(setattr->inode, &setattr->attr, setattr->to_set);
+	inode_own_change(setattr->inode);
 	if (status < 0)
 		fuse_reply_err(setattr->req, -status);
 	else
 		reply_attr(setattr->req, setattr->inode);
 	free(setattr);
+}
+
+static void device_is_flushed(void *user, int status)
+{
+	struct setattr *setattr = user;
+
+	(void)status; /* the next fsync or close reports it */
+	answer(setattr, set_times(setattr->inode, &setattr->attr, setattr->to_set));
+}
+
+static void finish(struct setattr *setattr, int status)
+{
+	int times = FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
+
+	/* What was written before the times are set must reach the backing before: writeback sets the mtime. */
+	if (status == 0 && (setattr->to_set & times))
+		flush_device(setattr->inode, device_is_flushed, setattr);
+	else
+		answer(setattr, status);
 }
 
 static void size_is_set(void *user, int status)

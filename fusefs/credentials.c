@@ -3,8 +3,9 @@
  *
  * The kernel has checked the permissions (default_permissions, or FUSE's own rule that only the mount's owner gets in),
  * but it is the filesystem that gives a new file its owner. These calls change the thread alone, unlike their C library
- * wrappers. Changing the fsuid drops CAP_DAC_OVERRIDE from the effective set; it is raised again because the permission
- * has been checked with the caller's supplementary groups, which this thread does not have.
+ * wrappers. Changing the fsuid drops capabilities from the effective set. CAP_DAC_OVERRIDE is raised again because the
+ * permission has been checked with the caller's supplementary groups, which this thread does not have, and CAP_FSETID
+ * because the kernel has taken the set-group-id bit out of the mode already where those groups do not allow it.
  */
 #include "fusefs/fusefs.h"
 
@@ -20,7 +21,8 @@ static void raise_capabilities(void)
 
 	if (syscall(SYS_capget, &header, data) < 0)
 		return;
-	data[0].effective |= data[0].permitted & (1u << CAP_DAC_OVERRIDE | 1u << CAP_DAC_READ_SEARCH | 1u << CAP_MKNOD);
+	data[0].effective |= data[0].permitted & (1u << CAP_DAC_OVERRIDE | 1u << CAP_DAC_READ_SEARCH | 1u << CAP_FSETID |
+						1u << CAP_MKNOD);
 	syscall(SYS_capset, &header, data); /* on failure the call itself reports EACCES */
 }
 

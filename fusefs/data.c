@@ -81,7 +81,8 @@ static void write_done(struct cache_op *op, int status)
 	free(request);
 }
 
-static void write_backing(fuse_req_t req, struct cache_file *file, struct fuse_bufvec *from, off_t off, int fd)
+static void write_backing(fuse_req_t req, struct inode *inode, struct cache_file *file, struct fuse_bufvec *from, off_t off,
+			  int fd)
 {
 	struct fuse_bufvec to = FUSE_BUFVEC_INIT(fuse_buf_size(from));
 	ssize_t n;
@@ -90,11 +91,21 @@ static void write_backing(fuse_req_t req, struct cache_file *file, struct fuse_b
 	to.buf[0].fd = fd;
 	to.buf[0].pos = off;
 	n = fuse_buf_copy(&to, from, 0);
+	inode_own_change(inode);
 	cache_file_leave_write(file); /* before the answer: after it the file may be released and forgotten */
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else
 		fuse_reply_write(req, (size_t)n);
+}
+
+/* A write moves the mtime when it is made; that the bytes reach the backing later, at writeback, is nobody's business. */
+static void touch(struct inode *inode, int fd)
+{
+	static const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
+
+	if (futimens(fd, times) == 0) /* or it moves at writeback */
+		inode_own_change(inode);
 }
 
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *from, off_t off, struct fuse_file_info *fi)
@@ -107,7 +118,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *fro
 	ssize_t n;
 
 	if (cache_file_enter_write(file)) {
-		write_backing(req, file, from, off, handle_of(fi)->fd);
+		write_backing(req, inode, file, from, off, handle_of(fi)->fd);
 		return;
 	}
 	request = malloc(sizeof(*request) + size);
@@ -127,6 +138,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *fro
 					.is_writepage = fi->writepage};
 	request->req = req;
 	request->fs = inode->fs;
+	touch(inode, handle_of(fi)->fd);
 	cache_write(&request->io);
 }
 

@@ -18,11 +18,14 @@ static bool is_same_time(const struct timespec *a, const struct timespec *b)
 	return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
 }
 
-/* True: what the kernel and the device have of the file is still right. Our own writes move the generation on, and the
- * attributes are simply taken anew then. */
+/* True: what the kernel and the device have of the file is still right. Our own changes move the generation or the count
+ * on, and the attributes are simply taken anew then. Of a file without chunks, only the kernel's pages are at stake: they
+ * are cheap to read again, and are kept only if nothing at all has changed. */
 static bool is_unchanged(struct inode *inode, struct cache_file *file, int fd)
 {
 	uint64_t generation = cache_file_write_generation(file);
+	unsigned own_changes = atomic_load(&inode->own_changes);
+	bool is_active = cache_file_is_active(file);
 	bool is_known, is_ours, is_same;
 	struct stat st;
 
@@ -30,7 +33,7 @@ static bool is_unchanged(struct inode *inode, struct cache_file *file, int fd)
 		return false;
 	pthread_mutex_lock(&inode->lock);
 	is_known = inode->seen.is_known;
-	is_ours = inode->seen.write_generation != generation;
+	is_ours = inode->seen.write_generation != generation || (is_active && inode->seen.own_changes != own_changes);
 	is_same = st.st_size == inode->seen.size && is_same_time(&st.st_mtim, &inode->seen.mtime) &&
 		  is_same_time(&st.st_ctim, &inode->seen.ctime);
 	inode->seen.is_known = true;
@@ -38,8 +41,9 @@ static bool is_unchanged(struct inode *inode, struct cache_file *file, int fd)
 	inode->seen.mtime = st.st_mtim;
 	inode->seen.ctime = st.st_ctim;
 	inode->seen.write_generation = generation;
+	inode->seen.own_changes = own_changes;
 	pthread_mutex_unlock(&inode->lock);
-	if (is_known && !is_same && !is_ours && cache_file_is_active(file))
+	if (is_known && !is_same && !is_ours && is_active)
 		cache_file_backing_changed(file);
 	return is_known && (is_same || is_ours);
 }
@@ -57,21 +61,23 @@ static int backing_flags(int flags)
 	return flags & ~(O_APPEND | O_DIRECT | O_TRUNC | O_NOFOLLOW);
 }
 
-static struct handle *handle_create(struct inode *inode, int fd, int flags)
+static int handle_create(struct inode *inode, int fd, int flags, struct handle **out)
 {
 	struct handle *handle = calloc(1, sizeof(*handle));
 	struct cache_file *file = inode_cache_file(inode);
+	int err = handle == NULL || file == NULL ? -ENOMEM : 0;
 
-	if (handle == NULL || file == NULL) {
+	if (err == 0 && is_writing(flags))
+		err = cache_file_add_writer(file);
+	if (err < 0) {
 		free(handle);
-		return NULL;
+		return err;
 	}
 	*handle = (struct handle){.inode = inode, .fd = fd, .is_writer = is_writing(flags),
 				  .error_sample = cache_file_error_sample(file)};
 	pthread_mutex_init(&handle->lock, NULL);
-	if (handle->is_writer)
-		cache_file_add_writer(file);
-	return handle;
+	*out = handle;
+	return 0;
 }
 
 static void handle_destroy(struct handle *handle)
@@ -97,11 +103,16 @@ struct prefetch {
 	int status;
 };
 
+/* Each waits with two descriptors open for room on the device. Beyond this many an open goes without: where files are opened
+ * faster than the device takes them in, they would push each other out anyway. */
+enum { PREFETCHES_MAX = 64 };
+
 /* Not on the engine's thread: the last reference takes the file with it, and that waits for the engine. */
 static void end_prefetch(void *argument)
 {
 	struct prefetch *prefetch = argument;
 
+	atomic_fetch_sub(&prefetch->inode->fs->n_prefetches, 1);
 	if (prefetch->status < 0)
 		log_line(LOG_WARNING, "%s: prefetch (policy always) failed: %s", inode_name(prefetch->inode),
 			 strerror(-prefetch->status));
@@ -123,9 +134,11 @@ static void prefetch_if_always(struct inode *inode)
 
 	if (inode_policy(inode) != POLICY_ALWAYS)
 		return;
-	prefetch = calloc(1, sizeof(*prefetch));
-	if (prefetch == NULL)
+	prefetch = atomic_fetch_add(&inode->fs->n_prefetches, 1) < PREFETCHES_MAX ? calloc(1, sizeof(*prefetch)) : NULL;
+	if (prefetch == NULL) {
+		atomic_fetch_sub(&inode->fs->n_prefetches, 1);
 		return;
+	}
 	inode_ref(inode);
 	*prefetch = (struct prefetch){.place = {.op.done = prefetched, .file = inode_cache_file(inode), .off = 0,
 						.len = INT64_MAX},
@@ -139,15 +152,16 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	int fd = inode_reopen(inode, backing_flags(fi->flags));
 	struct handle *handle;
 	bool keeps_cache;
+	int err;
 
 	if (fd < 0) {
 		fuse_reply_err(req, -fd);
 		return;
 	}
-	handle = handle_create(inode, fd, fi->flags);
-	if (handle == NULL) {
+	err = handle_create(inode, fd, fi->flags, &handle);
+	if (err < 0) {
 		close(fd);
-		fuse_reply_err(req, ENOMEM);
+		fuse_reply_err(req, -err);
 		return;
 	}
 	keeps_cache = is_unchanged(inode, inode_cache_file(inode), fd);
@@ -160,12 +174,13 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void reply_created(fuse_req_t req, struct inode *inode, int fd, struct fuse_file_info *fi,
 			  const struct fuse_entry_param *entry)
 {
-	struct handle *handle = handle_create(inode, fd, fi->flags);
+	struct handle *handle;
+	int err = handle_create(inode, fd, fi->flags, &handle);
 
-	if (handle == NULL) {
+	if (err < 0) {
 		close(fd);
 		inode_forget(inode, 1);
-		fuse_reply_err(req, ENOMEM);
+		fuse_reply_err(req, -err);
 		return;
 	}
 	is_unchanged(inode, inode_cache_file(inode), fd);

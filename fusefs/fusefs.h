@@ -40,12 +40,16 @@ struct inode {
 	unsigned refs;    /* table_lock */
 	bool is_hashed;   /* table_lock */
 	_Atomic(struct cache_file *) file; /* made at the first open of a regular file */
+	/* Changes that we made to the backing's attributes other than through the cache, counted after each is made.
+	 * Atomic: only compared for equality, by an open that has looked at the attributes after it. */
+	atomic_uint own_changes;
 	pthread_mutex_t lock;
 	struct {
 		bool is_known;
 		off_t size;
 		struct timespec mtime, ctime;
 		uint64_t write_generation;
+		unsigned own_changes;
 	} seen; /* lock: the backing when it was last opened */
 	UT_hash_handle hh; /* table_lock */
 };
@@ -73,6 +77,7 @@ struct fusefs {
 	pthread_mutex_t table_lock;
 	struct inode *inodes; /* table_lock */
 	size_t n_inodes;      /* table_lock */
+	atomic_uint n_prefetches; /* of policy always, under way; atomic: only a bound */
 	size_t n_refs;        /* table_lock; of all inodes */
 	pthread_cond_t refs_are_gone; /* n_refs came to 0 */
 };
@@ -82,11 +87,19 @@ struct fusefs *fs_of(fuse_req_t req);
 struct inode *inode_of(fuse_req_t req, fuse_ino_t ino);
 /* Finds or makes the inode behind an O_PATH descriptor, which it takes; counts a lookup. NULL: errno. */
 struct inode *inode_look_up(struct fusefs *fs, int fd, const struct stat *st);
+/* The known inode of a name in a directory, with a reference; NULL if it is not known. */
+struct inode *inode_find(struct fusefs *fs, struct inode *parent, const char *name);
 void inode_forget(struct inode *inode, uint64_t lookups);
 void inode_ref(struct inode *inode);
 void inode_unref(struct inode *inode);
 /* The cache's file of a regular file, made if need be. NULL: no memory. */
 struct cache_file *inode_cache_file(struct inode *inode);
+/* To be called after each change of the backing's times or size that does not go through the cache: what was seen of
+ * them is no yardstick for others' changes then. */
+static inline void inode_own_change(struct inode *inode)
+{
+	atomic_fetch_add(&inode->own_changes, 1);
+}
 int inode_reopen(struct inode *inode, int flags); /* descriptor or negative errno */
 const char *inode_name(struct inode *inode);      /* thread-local */
 fuse_ino_t inode_number(struct inode *inode);     /* the kernel's name for it */

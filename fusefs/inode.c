@@ -88,6 +88,27 @@ struct inode *inode_look_up(struct fusefs *fs, int fd, const struct stat *st)
 	return inode;
 }
 
+struct inode *inode_find(struct fusefs *fs, struct inode *parent, const char *name)
+{
+	struct inode_key key;
+	struct inode *inode;
+	struct stat st;
+
+	if (fstatat(parent->fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return NULL;
+	memset(&key, 0, sizeof(key));
+	key.dev = st.st_dev;
+	key.ino = st.st_ino;
+	pthread_mutex_lock(&fs->table_lock);
+	HASH_FIND(hh, fs->inodes, &key, sizeof(key), inode);
+	if (inode != NULL) {
+		inode->refs++;
+		fs->n_refs++;
+	}
+	pthread_mutex_unlock(&fs->table_lock);
+	return inode;
+}
+
 static void inode_destroy(struct inode *inode)
 {
 	struct cache_file *file = atomic_load(&inode->file);

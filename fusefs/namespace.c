@@ -125,17 +125,32 @@ static void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, co
 
 static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
 {
-	struct proc_path path = inode_proc_path(inode_of(req, ino));
+	struct inode *inode = inode_of(req, ino);
+	struct proc_path path = inode_proc_path(inode);
 	int result = linkat(AT_FDCWD, path.text, inode_of(req, parent)->fd, name, AT_SYMLINK_FOLLOW);
+	int err = errno;
 
-	reply_made(req, parent, name, result, errno);
+	inode_own_change(inode);
+	reply_made(req, parent, name, result, err);
+}
+
+/* Losing or changing a name moves the ctime of the file. */
+static void own_change_and_unref(struct inode *inode)
+{
+	if (inode == NULL)
+		return;
+	inode_own_change(inode);
+	inode_unref(inode);
 }
 
 static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
+	struct inode *inode = inode_find(fs_of(req), inode_of(req, parent), name);
 	int result = unlinkat(inode_of(req, parent)->fd, name, 0);
+	int err = errno;
 
-	fuse_reply_err(req, result < 0 ? errno : 0);
+	own_change_and_unref(inode);
+	fuse_reply_err(req, result < 0 ? err : 0);
 }
 
 static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -148,9 +163,14 @@ static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent, const char *new_name,
 		      unsigned int flags)
 {
-	long result = syscall(SYS_renameat2, inode_of(req, parent)->fd, name, inode_of(req, new_parent)->fd, new_name, flags);
+	struct inode *from = inode_of(req, parent), *to = inode_of(req, new_parent);
+	struct inode *inode = inode_find(fs_of(req), from, name), *victim = inode_find(fs_of(req), to, new_name);
+	long result = syscall(SYS_renameat2, from->fd, name, to->fd, new_name, flags);
+	int err = errno;
 
-	fuse_reply_err(req, result < 0 ? errno : 0);
+	own_change_and_unref(inode);
+	own_change_and_unref(victim);
+	fuse_reply_err(req, result < 0 ? err : 0);
 }
 
 void namespace_operations(struct fuse_lowlevel_ops *ops)

@@ -60,6 +60,7 @@ static void change_start(struct change *change, off_t off, off_t len, bool disca
 	if (cache_file_enter_write(file)) {
 		int status = change->call(change);
 
+		inode_own_change(change->inode);
 		cache_file_leave_write(file);
 		change->then(change->user, status);
 		return;

@@ -85,7 +85,7 @@ static struct fuse_session *new_session(struct fusefs *fs)
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
 	struct fuse_lowlevel_ops ops = {.init = op_init};
 	struct fuse_session *session = NULL;
-	char names[8192];
+	char *names = NULL, *name = NULL;
 
 	namespace_operations(&ops);
 	directory_operations(&ops);
@@ -94,14 +94,20 @@ static struct fuse_session *new_session(struct fusefs *fs)
 	file_operations(&ops);
 	data_operations(&ops);
 	range_operations(&ops);
-	snprintf(names, sizeof(names), "-osubtype=hmmfs,fsname=%s", fs->options->source);
-	if (fuse_opt_add_arg(&args, "hmmfs") == 0 && fuse_opt_add_arg(&args, names) == 0 &&
+	/* escaped: a comma or a backslash of SOURCE's name is no separator */
+	if (asprintf(&name, "fsname=%s", fs->options->source) < 0)
+		name = NULL;
+	if (name != NULL && fuse_opt_add_opt(&names, "subtype=hmmfs") == 0 && fuse_opt_add_opt_escaped(&names, name) == 0 &&
+	    fuse_opt_add_arg(&args, "hmmfs") == 0 && fuse_opt_add_arg(&args, "-o") == 0 &&
+	    fuse_opt_add_arg(&args, names) == 0 &&
 	    fuse_opt_add_arg(&args, "-odefault_permissions") == 0 &&
 	    (!fs->options->allow_other || fuse_opt_add_arg(&args, "-oallow_other") == 0) &&
 	    (!fs->options->is_read_only || fuse_opt_add_arg(&args, "-oro") == 0) &&
 	    (!fs->options->is_debug || fuse_opt_add_arg(&args, "-d") == 0))
 		session = fuse_session_new(&args, &ops, sizeof(ops), fs);
 	fuse_opt_free_args(&args);
+	free(names);
+	free(name);
 	return session;
 }
 
@@ -187,6 +193,7 @@ struct signal_watch {
 	struct fusefs *fs;
 	sigset_t set;
 	pthread_t thread;
+	atomic_bool is_over; /* SIGUSR2 is fusefs_serve's, and not just anybody's */
 };
 
 static void flush_kernel(struct fusefs *fs)
@@ -206,9 +213,11 @@ static void *watch_signals(void *argument)
 	struct fusefs *fs = watch->fs;
 	int signal_number;
 
-	sigwait(&watch->set, &signal_number);
+	do
+		sigwait(&watch->set, &signal_number);
+	while (signal_number == SIGUSR2 && !atomic_load(&watch->is_over));
 	if (signal_number == SIGUSR2)
-		return NULL; /* from fusefs_serve: the mount is gone already */
+		return NULL; /* the mount is gone already */
 	log_line(LOG_INFO, "%s: writing everything back before the end", strsignal(signal_number));
 	control_stop(fs->control);
 	flush_kernel(fs);
@@ -285,14 +294,19 @@ static struct cache_config cache_config_of(const struct fusefs_options *options)
 				     .lease_timeout_ms = options->lease_timeout_ms};
 }
 
-static void announce(struct fusefs *fs)
+static void announce(struct fusefs *fs, fusefs_tell tell, void *user)
 {
 	struct cache_status status;
+	char *line;
 
 	cache_get_status(fs->cache, &status);
-	log_line(LOG_INFO, "%s on %s: device %s (%s), capacity %llu MiB in chunks of %llu KiB", fs->options->source,
-		 fs->options->mountpoint, status.device_backend, status.device_name,
-		 (unsigned long long)status.capacity_bytes >> 20, (unsigned long long)status.chunk_bytes >> 10);
+	if (asprintf(&line, "%s on %s: device %s (%s), capacity %llu MiB in chunks of %llu KiB", fs->options->source,
+		     fs->options->mountpoint, status.device_backend, status.device_name,
+		     (unsigned long long)status.capacity_bytes >> 20, (unsigned long long)status.chunk_bytes >> 10) < 0)
+		line = NULL;
+	log_line(LOG_INFO, "%s", line != NULL ? line : "mounted");
+	tell(user, true, line != NULL ? line : "mounted");
+	free(line);
 }
 
 /* The kernel reads 128 KiB ahead on a new mount, however much the daemon offers; only root may change that. */
@@ -319,17 +333,16 @@ static void *raise_readahead_main(void *fs)
 }
 
 /* From here on the mount exists; errors before are told. */
-static void serve_mounted(struct fusefs *fs, struct signal_watch *watch, void (*tell)(void *user, const char *error),
-			  void *user)
+static void serve_mounted(struct fusefs *fs, struct signal_watch *watch, fusefs_tell tell, void *user)
 {
 	pthread_t readahead; /* its stat is a request that the loop answers */
 	bool has_readahead = pthread_create(&readahead, NULL, raise_readahead_main, fs) == 0;
 
-	announce(fs);
-	tell(user, NULL);
+	announce(fs, tell, user);
 	serve_requests(fs);
 	if (has_readahead)
 		pthread_join(readahead, NULL);
+	atomic_store(&watch->is_over, true);
 	pthread_kill(watch->thread, SIGUSR2);
 	pthread_join(watch->thread, NULL);
 	control_stop(fs->control);
@@ -337,10 +350,10 @@ static void serve_mounted(struct fusefs *fs, struct signal_watch *watch, void (*
 	fuse_session_unmount(fs->session);
 }
 
-static int tell_error(void (*tell)(void *user, const char *error), void *user, int err, const char *format, ...)
+static int tell_error(fusefs_tell tell, void *user, int err, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
 
-static int tell_error(void (*tell)(void *user, const char *error), void *user, int err, const char *format, ...)
+static int tell_error(fusefs_tell tell, void *user, int err, const char *format, ...)
 {
 	char line[1024];
 	va_list args;
@@ -348,15 +361,15 @@ static int tell_error(void (*tell)(void *user, const char *error), void *user, i
 	va_start(args, format);
 	vsnprintf(line, sizeof(line), format, args);
 	va_end(args);
-	tell(user, line);
+	tell(user, false, line);
 	return err;
 }
 
-int fusefs_serve(const struct fusefs_options *options, void (*tell)(void *user, const char *error), void *user)
+int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *user)
 {
 	struct fusefs fs = {.options = options, .owner = getuid(), .is_root = geteuid() == 0, .root.fd = -1};
 	struct cache_config config = cache_config_of(options);
-	struct signal_watch watch;
+	struct signal_watch watch = {0};
 	char *error = NULL;
 	int err;
 

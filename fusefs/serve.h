@@ -22,9 +22,10 @@ struct fusefs_options {
 	bool is_foreground, is_debug;
 };
 
-/* Serves until unmounted. tell(user, line) is called once: NULL when the mount is ready, else why not (then the return
- * value is a negative errno). */
-int fusefs_serve(const struct fusefs_options *options, void (*tell)(void *user, const char *error), void *user);
+/* Serves until unmounted. tell is called once: when the mount is ready, with a line that says what it is, or with why there
+ * is none (then the return value is a negative errno). */
+typedef void (*fusefs_tell)(void *user, bool is_ready, const char *line);
+int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *user);
 
 /* options.c. 0, or -EINVAL with *error a line for the user, to be freed. */
 int fusefs_options_parse(struct fusefs_options *options, const char *source, const char *mountpoint,

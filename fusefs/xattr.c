@@ -19,16 +19,38 @@ static void reply_bytes(fuse_req_t req, char *value, ssize_t n, size_t size)
 	free(value);
 }
 
+/* What getxattr(2) would say if the file had the mount's policy written down; it is not listed, so that no copy of the
+ * file takes it along. */
+static ssize_t default_policy(enum fusefs_policy policy, char *value, size_t size)
+{
+	static const char *const names[] = {[POLICY_AUTO] = "auto", [POLICY_NEVER] = "never", [POLICY_ALWAYS] = "always"};
+	size_t n = strlen(names[policy]);
+
+	if (size == 0)
+		return (ssize_t)n;
+	if (size < n) {
+		errno = ERANGE;
+		return -1;
+	}
+	memcpy(value, names[policy], n);
+	return (ssize_t)n;
+}
+
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
-	struct proc_path path = inode_proc_path(inode_of(req, ino));
+	struct inode *inode = inode_of(req, ino);
+	struct proc_path path = inode_proc_path(inode);
 	char *value = size == 0 ? NULL : malloc(size);
+	ssize_t n;
 
 	if (size > 0 && value == NULL) {
 		fuse_reply_err(req, ENOMEM);
 		return;
 	}
-	reply_bytes(req, value, getxattr(path.text, name, value, size), size);
+	n = getxattr(path.text, name, value, size);
+	if (n < 0 && errno == ENODATA && S_ISREG(inode->type) && strcmp(name, policy_name) == 0)
+		n = default_policy(inode->fs->options->policy, value, size);
+	reply_bytes(req, value, n, size);
 }
 
 static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
@@ -101,6 +123,7 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 		fuse_reply_err(req, errno);
 		return;
 	}
+	inode_own_change(inode);
 	if (sets_policy && inode_policy(inode) == POLICY_NEVER)
 		start_eviction(inode);
 	fuse_reply_err(req, 0);
@@ -108,9 +131,12 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 
 static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 {
-	struct proc_path path = inode_proc_path(inode_of(req, ino));
+	struct inode *inode = inode_of(req, ino);
+	struct proc_path path = inode_proc_path(inode);
+	int err = removexattr(path.text, name) < 0 ? errno : 0;
 
-	fuse_reply_err(req, removexattr(path.text, name) < 0 ? errno : 0);
+	inode_own_change(inode);
+	fuse_reply_err(req, err);
 }
 
 void xattr_operations(struct fuse_lowlevel_ops *ops)

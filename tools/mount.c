@@ -70,7 +70,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	}
 }
 
-/* The child's word to the parent: nothing when the mount is ready, else the error line. */
+/* The child's word to the parent: a byte that says whether the mount is ready, and a line for the user. */
 struct teller {
 	int fd; /* -1: in the foreground */
 	bool has_failed;
@@ -89,41 +89,38 @@ static void to_background(void)
 	}
 }
 
-static void tell(void *user, const char *error)
+static void tell(void *user, bool is_ready, const char *line)
 {
 	struct teller *teller = user;
 
-	teller->has_failed = error != NULL;
+	teller->has_failed = !is_ready;
 	if (teller->fd < 0) {
-		if (error != NULL)
-			fprintf(stderr, "hmmfs: %s\n", error);
+		if (!is_ready) /* otherwise the log has it, on stderr */
+			fprintf(stderr, "hmmfs: %s\n", line);
 		return;
 	}
-	if (error != NULL) {
-		dprintf(teller->fd, "%s", error);
-	} else {
-		ssize_t n = write(teller->fd, "", 1); /* a 0 byte: ready */
-
-		(void)n;
+	dprintf(teller->fd, "%c%s", is_ready ? '+' : '-', line);
+	if (is_ready)
 		to_background();
-	}
 	close(teller->fd);
 	teller->fd = -1;
 }
 
 static int wait_for_child(int fd)
 {
-	char line[1024];
+	char line[9216]; /* two paths, and words */
 	size_t n = 0;
 	ssize_t got;
 
-	while (n < sizeof(line) - 1 && (got = read(fd, line + n, sizeof(line) - 1 - n)) > 0) {
-		if (line[n] == '\0')
-			return 0;
+	while (n < sizeof(line) - 1 && (got = read(fd, line + n, sizeof(line) - 1 - n)) > 0)
 		n += (size_t)got;
-	}
 	line[n] = '\0';
-	return n == 0 ? fail("the daemon died before the mount was ready") : misuse("%s", line);
+	if (n == 0)
+		return fail("the daemon died before the mount was ready");
+	if (line[0] == '-')
+		return misuse("%s", line + 1);
+	printf("hmmfs: %s\n", line + 1);
+	return 0;
 }
 
 static int in_background(const struct fusefs_options *mount_options)
