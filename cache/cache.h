@@ -79,9 +79,8 @@ void cache_file_destroy(struct cache_file *file);
 bool cache_file_is_active(struct cache_file *file);
 
 /* Counts opens for writing: while there are any, pages given to the kernel may be dirty unseen. The
- * release of one is counted after its RELEASE arrived (the kernel has flushed by then).
- * cache_file_add_writer makes sure that an active file's backing is open for writing. Blocks on open(2). */
-int cache_file_add_writer(struct cache_file *file);
+ * release of one is counted after its RELEASE arrived (the kernel has flushed by then). */
+void cache_file_add_writer(struct cache_file *file);
 void cache_file_remove_writer(struct cache_file *file);
 
 /*
@@ -137,14 +136,14 @@ void cache_mutate(struct cache_mutation *mutation);
 /* fsync(2), or only the writeback of a flush (is_flush: no fsync of the backing). */
 struct cache_sync {
 	struct cache_op op;
-	struct cache_file *file;
+	struct cache_file *file; /* cache_sync */
+	struct cache *cache;     /* cache_sync_all */
 	bool is_datasync;
 	bool is_flush;
 	void *internal; /* the cache's */
 };
 void cache_sync(struct cache_sync *sync);
-void cache_sync_all(struct cache *cache, struct cache_sync *sync); /* every file; sync->file is ignored */
-int cache_sync_everything(struct cache *cache);                    /* the same, and waits for it */
+void cache_sync_all(struct cache_sync *sync); /* every file of sync->cache */
 
 /* Writeback errors, errseq_t fashion: sample when a descriptor is opened, check at fsync and close.
  * check returns 0 or -EIO/-ENOSPC/... once for each error since *sample, and moves *sample on. */

@@ -86,7 +86,7 @@ enum coherence_action chunk_send_in(struct chunk *chunk, enum coherence_event ev
 	if (result.action == DO_ILLEGAL || !coherence_is_valid(&chunk->coherence))
 		die_of_illegal_event(chunk, event, &before);
 	if ((before.state == CHUNK_DIRTY) != (chunk->coherence.state == CHUNK_DIRTY))
-		file->n_dirty += chunk->coherence.state == CHUNK_DIRTY ? 1 : (unsigned)-1;
+		file->cache->n_dirty += chunk->coherence.state == CHUNK_DIRTY ? 1 : (size_t)-1;
 	if (before.is_leaving != chunk->coherence.is_leaving)
 		file->cache->n_leaving += chunk->coherence.is_leaving ? 1 : (size_t)-1;
 	count_pins(chunk, before.pins);

@@ -429,10 +429,9 @@ void file_leave(struct cache_file *file)
 
 /* ---- writers ---- */
 
-int cache_file_add_writer(struct cache_file *file)
+void cache_file_add_writer(struct cache_file *file)
 {
 	atomic_fetch_add(&file->writers, 1);
-	return 0;
 }
 
 void cache_file_remove_writer(struct cache_file *file)

@@ -105,7 +105,6 @@ struct cache_file {
 	bool is_draining; /* active, but WRITEs outside are under way still: size is not known */
 	struct task_list drain_waiters;
 	struct sync_batch sync;
-	unsigned n_dirty, n_resident;
 	struct task drained_task;
 	bool is_drained_posted; /* gate */
 };
@@ -139,6 +138,7 @@ struct cache {
 
 	struct chunk *resident;   /* engine: clock order, the head is looked at next */
 	size_t n_resident;        /* chunks with memory */
+	size_t n_dirty;           /* chunks that are DIRTY */
 	size_t n_pinned;          /* chunks with pins > 0 */
 	size_t n_leaving;         /* chunks with is_leaving */
 	size_t n_stuck;           /* of the last look for a victim: chunks that can't be written back */

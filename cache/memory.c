@@ -24,7 +24,6 @@ static int create_memory(struct chunk *chunk)
 	chunk->is_referenced = true;
 	DL_APPEND2(cache->resident, chunk, prev, next);
 	cache->n_resident++;
-	chunk->file->n_resident++;
 	return 0;
 }
 
@@ -39,7 +38,6 @@ void chunk_free_memory(struct chunk *chunk)
 	chunk->cpu_bytes = 0;
 	DL_DELETE2(cache->resident, chunk, prev, next);
 	cache->n_resident--;
-	chunk->file->n_resident--;
 	memory_resume_waiters(cache);
 }
 

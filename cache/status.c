@@ -57,7 +57,6 @@ struct status_request {
 static void answer_status(struct cache *cache, void *argument)
 {
 	struct cache_status *status = argument;
-	struct chunk *chunk;
 
 	*status = cache->stats;
 	memcpy(status->device_backend, cache->dev->info.backend, sizeof(status->device_backend));
@@ -66,10 +65,7 @@ static void answer_status(struct cache *cache, void *argument)
 	status->capacity_bytes = cache->capacity_chunks * cache->chunk_bytes;
 	status->resident_bytes = cache->n_resident * cache->chunk_bytes;
 	status->leases = cache->n_leases;
-	DL_FOREACH2(cache->resident, chunk, next) {
-		if (chunk->coherence.state == CHUNK_DIRTY)
-			status->dirty_bytes += cache->chunk_bytes;
-	}
+	status->dirty_bytes = cache->n_dirty * cache->chunk_bytes;
 }
 
 static void status_start(void *argument)

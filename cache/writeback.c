@@ -200,8 +200,9 @@ static void sync_part_done(struct cache_op *op, int status)
 	free(part);
 }
 
-void cache_sync_all(struct cache *cache, struct cache_sync *sync)
+void cache_sync_all(struct cache_sync *sync)
 {
+	struct cache *cache = sync->cache;
 	struct sync_all *all = calloc(1, sizeof(*all));
 	struct sync_part *parts = NULL, *part;
 	struct cache_file *file;
@@ -242,34 +243,6 @@ void cache_sync_all(struct cache *cache, struct cache_sync *sync)
 		engine_post(cache, &request->task);
 	}
 	sync_all_count_down(all);
-}
-
-struct whole_sync {
-	struct cache_op op;
-	struct cache_sync sync;
-	struct cache *cache;
-};
-
-static void whole_done(struct cache_op *op, int status)
-{
-	struct whole_sync *whole = CONTAINER_OF(op, struct whole_sync, sync.op);
-
-	whole->op.done(&whole->op, status);
-}
-
-static void whole_start(void *argument)
-{
-	struct whole_sync *whole = argument;
-
-	whole->sync.op.done = whole_done;
-	cache_sync_all(whole->cache, &whole->sync);
-}
-
-int cache_sync_everything(struct cache *cache)
-{
-	struct whole_sync whole = {.cache = cache};
-
-	return CACHE_WAIT(whole_start, &whole);
 }
 
 /* ---- the timer ---- */

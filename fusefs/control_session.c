@@ -202,30 +202,18 @@ static void start_sync(void *argument)
 	cache_sync(argument);
 }
 
-struct whole_sync {
-	struct cache_sync sync;
-	struct cache *cache;
-};
-
-static void start_whole_sync(void *argument)
+static void start_sync_all(void *argument)
 {
-	struct whole_sync *whole = argument;
-
-	cache_sync_all(whole->cache, &whole->sync);
+	cache_sync_all(argument);
 }
 
 static int synchronize(struct session *session)
 {
+	struct cache_sync sync = {.file = session->file, .cache = session->control->fs->cache};
 	bool is_gone;
 
-	if (session->file != NULL) {
-		struct cache_sync sync = {.file = session->file};
-
-		return session_wait(session, &sync.op, start_sync, NULL, &sync, 0, &is_gone);
-	}
-	struct whole_sync whole = {.cache = session->control->fs->cache};
-
-	return session_wait(session, &whole.sync.op, start_whole_sync, NULL, &whole, 0, &is_gone);
+	return session_wait(session, &sync.op, session->file != NULL ? start_sync : start_sync_all, NULL, &sync, 0,
+			    &is_gone);
 }
 
 static void start_prefetch(void *argument)

@@ -61,23 +61,22 @@ static int backing_flags(int flags)
 	return flags & ~(O_APPEND | O_DIRECT | O_TRUNC | O_NOFOLLOW);
 }
 
-static int handle_create(struct inode *inode, int fd, int flags, struct handle **out)
+/* NULL: no memory. */
+static struct handle *handle_create(struct inode *inode, int fd, int flags)
 {
 	struct handle *handle = calloc(1, sizeof(*handle));
 	struct cache_file *file = inode_cache_file(inode);
-	int err = handle == NULL || file == NULL ? -ENOMEM : 0;
 
-	if (err == 0 && is_writing(flags))
-		err = cache_file_add_writer(file);
-	if (err < 0) {
+	if (handle == NULL || file == NULL) {
 		free(handle);
-		return err;
+		return NULL;
 	}
+	if (is_writing(flags))
+		cache_file_add_writer(file);
 	*handle = (struct handle){.inode = inode, .fd = fd, .is_writer = is_writing(flags),
 				  .error_sample = cache_file_error_sample(file)};
 	pthread_mutex_init(&handle->lock, NULL);
-	*out = handle;
-	return 0;
+	return handle;
 }
 
 static void handle_destroy(struct handle *handle)
@@ -152,16 +151,15 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	int fd = inode_reopen(inode, backing_flags(fi->flags));
 	struct handle *handle;
 	bool keeps_cache;
-	int err;
 
 	if (fd < 0) {
 		fuse_reply_err(req, -fd);
 		return;
 	}
-	err = handle_create(inode, fd, fi->flags, &handle);
-	if (err < 0) {
+	handle = handle_create(inode, fd, fi->flags);
+	if (handle == NULL) {
 		close(fd);
-		fuse_reply_err(req, -err);
+		fuse_reply_err(req, ENOMEM);
 		return;
 	}
 	keeps_cache = is_unchanged(inode, inode_cache_file(inode), fd);
@@ -174,13 +172,12 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void reply_created(fuse_req_t req, struct inode *inode, int fd, struct fuse_file_info *fi,
 			  const struct fuse_entry_param *entry)
 {
-	struct handle *handle;
-	int err = handle_create(inode, fd, fi->flags, &handle);
+	struct handle *handle = handle_create(inode, fd, fi->flags);
 
-	if (err < 0) {
+	if (handle == NULL) {
 		close(fd);
 		inode_forget(inode, 1);
-		fuse_reply_err(req, -err);
+		fuse_reply_err(req, ENOMEM);
 		return;
 	}
 	is_unchanged(inode, inode_cache_file(inode), fd);

@@ -126,7 +126,9 @@ static void *final_sync_main(void *argument)
 	struct cache_status status;
 
 	for (int i = 0; i < WRITEBACK_TRIES; i++) {
-		cache_sync_everything(final->fs->cache);
+		struct cache_sync sync = {.cache = final->fs->cache};
+
+		CACHE_WAIT(cache_sync_all, &sync);
 		cache_get_status(final->fs->cache, &status);
 		if (status.dirty_bytes == 0)
 			break;

@@ -25,14 +25,19 @@ static const struct command {
 	{"devices", command_devices, "devices [--json]: what a mount could use"},
 };
 
+static void print_line(const char *format, va_list args)
+{
+	fputs("hmmfs: ", stderr);
+	vfprintf(stderr, format, args);
+	fputc('\n', stderr);
+}
+
 int misuse(const char *format, ...)
 {
 	va_list args;
 
 	va_start(args, format);
-	fputs("hmmfs: ", stderr);
-	vfprintf(stderr, format, args);
-	fputc('\n', stderr);
+	print_line(format, args);
 	va_end(args);
 	return EXIT_MISUSE;
 }
@@ -42,9 +47,7 @@ int fail(const char *format, ...)
 	va_list args;
 
 	va_start(args, format);
-	fputs("hmmfs: ", stderr);
-	vfprintf(stderr, format, args);
-	fputc('\n', stderr);
+	print_line(format, args);
 	va_end(args);
 	return EXIT_FAILED;
 }
