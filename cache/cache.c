@@ -45,7 +45,7 @@ int cache_wait_for(struct cache_op *op, void (*start)(void *request), void *requ
 {
 	struct waiter waiter = {.mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 
-	assert(!engine_is_current()); /* it would wait for itself */
+	assert(!engine_is_current); /* it would wait for itself */
 	op->done = waiter_done;
 	op->waiter = &waiter;
 	start(request);

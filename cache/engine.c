@@ -129,18 +129,13 @@ static uint64_t check_timers(struct cache *cache)
 	return next > now ? next - now : 1;
 }
 
-static _Thread_local bool is_engine;
-
-bool engine_is_current(void)
-{
-	return is_engine;
-}
+_Thread_local bool engine_is_current;
 
 static void *engine_main(void *argument)
 {
 	struct cache *cache = argument;
 
-	is_engine = true;
+	engine_is_current = true;
 	while (!cache->is_stopping) {
 		uint64_t timeout_ns;
 

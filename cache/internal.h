@@ -160,7 +160,7 @@ struct cache {
 uint64_t now_ns(void);
 void engine_post(struct cache *cache, struct task *task);             /* any thread */
 void engine_ready(struct cache *cache, struct task *task);            /* engine */
-bool engine_is_current(void); /* on its thread */
+extern _Thread_local bool engine_is_current; /* this is its thread */
 int engine_start(struct cache *cache);
 void engine_stop(struct cache *cache);
 __attribute__((format(printf, 3, 4))) void cache_log(struct cache *cache, int priority, const char *format, ...);

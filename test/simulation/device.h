@@ -1,0 +1,13 @@
+/* device.h - what clients and the tests' faults need of the simulated device */
+#ifndef HMMFS_SIMULATION_DEVICE_H
+#define HMMFS_SIMULATION_DEVICE_H
+
+#include <stdint.h>
+
+struct gpu_chunk;
+
+extern unsigned device_error_one_in; /* copies that fail; 0: none */
+/* The chunk's bytes as a client has them mapped. */
+uint8_t *device_memory(struct gpu_chunk *chunk);
+
+#endif
