@@ -61,6 +61,8 @@ static void count_pins(struct chunk *chunk, unsigned before)
 		cache->n_pinned++;
 	if (before > 0 && chunk->coherence.pins == 0) {
 		cache->n_pinned--;
+		if (chunk->coherence.state == CHUNK_HOST)
+			chunk_free_memory(chunk); /* taken for a fill that nobody wants any more */
 		admission_check(cache);
 		memory_resume_waiters(cache);
 	}

@@ -108,8 +108,7 @@ static uint64_t check_timers(struct cache *cache)
 	uint64_t now = now_ns();
 	uint64_t next = cache->next_writeback_ns;
 
-	if (cache->n_held_reads > 0)
-		reads_check_overdue(cache, now);
+	reads_check_overdue(cache, now);
 	if (now >= cache->next_lease_check_ns || cache->next_lease_check_ns == UINT64_MAX)
 		leases_check_timeouts(cache, now);
 	if (now >= cache->next_lost_check_ns)

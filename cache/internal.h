@@ -146,7 +146,6 @@ struct cache {
 	struct task_list memory_waiters;
 	struct task_list admission; /* acquires that wait for room */
 	struct read_request *overdue; /* all held READs, of all files */
-	unsigned n_held_reads;
 	uint64_t next_generation;
 	uint64_t next_writeback_ns;
 	uint64_t next_lease_check_ns;

@@ -48,7 +48,8 @@ bool mutation_covers(struct cache_file *file, uint64_t index)
 {
 	unsigned shift = file->cache->chunk_shift;
 
-	if (!file->is_mutating)
+	/* Once it ends, a chunk that comes to be is not in its way, and nobody would thaw it. */
+	if (!file->is_mutating || file->mutations->stage == MUTATION_RELOADING)
 		return false;
 	return (off_t)(index << shift) < file->mutations->end &&
 	       (off_t)((index + 1) << shift) > file->mutations->off;

@@ -171,6 +171,8 @@ static void evict_task(struct cache *cache, struct task *task)
 			place->public->moved_bytes += cache->chunk_bytes;
 			cache->stats.migrations_back++;
 			break;
+		case DO_NOTHING: /* has memory, but its fill has not begun: nothing to evict */
+			break;
 		case DO_REFUSE:
 			if (place->status == 0)
 				place->status = -EBUSY;

@@ -51,7 +51,6 @@ static void read_unhold(struct read_request *request)
 	if (!request->is_held)
 		return;
 	request->is_held = false;
-	request->file->cache->n_held_reads--;
 	DL_DELETE(request->file->held_reads, request);
 	DL_DELETE2(request->file->cache->overdue, request, all_prev, all_next);
 }
@@ -62,7 +61,6 @@ static void read_hold(struct read_request *request, struct chunk *chunk)
 
 	if (!request->is_held) {
 		request->is_held = true;
-		cache->n_held_reads++;
 		cache->stats.held_reads++;
 		DL_APPEND(request->file->held_reads, request);
 		DL_APPEND2(cache->overdue, request, all_prev, all_next);

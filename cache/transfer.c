@@ -27,6 +27,7 @@ struct transfer {
 	int status;
 	void (*done)(struct chunk *chunk, void *user, int status);
 	void *user;
+	struct task done_task; /* a transfer of nothing, too, ends only after whoever started it knows that it began */
 	/* load of a sparse file: where the data is, from SEEK_DATA and SEEK_HOLE; beyond the last extent all is data */
 	struct job scout;
 	int scout_fd;
@@ -40,17 +41,27 @@ struct piece {
 	size_t n_file; /* of these, before the end of file */
 	size_t n_done; /* read or written so far */
 	char *buffer;
+	bool is_direct;   /* the read or write in flight */
 	struct task task; /* waits for a buffer */
 	struct ring_op ring_op;
 	struct device_op device_op;
 };
 
+static void transfer_done(struct cache *cache, struct task *task)
+{
+	struct transfer *transfer = CONTAINER_OF(task, struct transfer, done_task);
+
+	(void)cache;
+	transfer->done(transfer->chunk, transfer->user, transfer->status);
+	free(transfer);
+}
+
 static void transfer_end(struct transfer *transfer)
 {
 	if (--transfer->outstanding > 0)
 		return;
-	transfer->done(transfer->chunk, transfer->user, transfer->status);
-	free(transfer);
+	transfer->done_task.run = transfer_done;
+	engine_ready(transfer->chunk->file->cache, &transfer->done_task);
 }
 
 static void piece_end(struct piece *piece, int status)
@@ -93,9 +104,10 @@ static bool is_to_repeat(struct piece *piece, int result)
 
 	if (result == -EINTR || result == -EAGAIN)
 		return true;
-	if (result != -EINVAL || file->backing.direct.fd < 0)
+	if (result != -EINVAL || !piece->is_direct)
 		return false;
-	file_give_up_direct(file);
+	if (file->backing.direct.fd >= 0) /* or another piece found out first */
+		file_give_up_direct(file);
 	return true;
 }
 
@@ -143,7 +155,8 @@ static void piece_read(struct piece *piece)
 	size_t len = piece->n_file - piece->n_done;
 	struct ring_file from = backing->buffered;
 
-	if (can_be_direct(backing, off, piece->n_done)) {
+	piece->is_direct = can_be_direct(backing, off, piece->n_done);
+	if (piece->is_direct) {
 		from = backing->direct;
 		/* The buffer is as long as a piece, and pieces end on a multiple of any disk's block. */
 		len = (len + backing->direct_align - 1) & ~((size_t)backing->direct_align - 1);
@@ -202,7 +215,8 @@ static void piece_write(struct piece *piece)
 	size_t len = piece->n_file - piece->n_done;
 	struct ring_file to = backing->buffered;
 
-	if (can_be_direct(backing, off, piece->n_done) && len >= backing->direct_align) {
+	piece->is_direct = can_be_direct(backing, off, piece->n_done) && len >= backing->direct_align;
+	if (piece->is_direct) {
 		to = backing->direct;
 		len &= ~((size_t)backing->direct_align - 1);
 	}

@@ -64,10 +64,16 @@ static void batch_answer(struct cache_file *file)
 	sync_kick(file);
 }
 
+static void batch_fsync(struct cache_file *file);
+
 static void fsynced(struct ring_op *op, int result)
 {
 	struct cache_file *file = CONTAINER_OF(op, struct cache_file, sync.fsync_op);
 
+	if (result == -EINTR || result == -EAGAIN) {
+		batch_fsync(file);
+		return;
+	}
 	if (result < 0) {
 		cache_log(file->cache, LOG_ERR, "%s: fsync of the backing failed: %s", file_name(file),
 			  strerror(-result));
@@ -77,22 +83,28 @@ static void fsynced(struct ring_op *op, int result)
 	batch_answer(file);
 }
 
+static void batch_fsync(struct cache_file *file)
+{
+	bool is_datasync = true;
+
+	for (struct cache_sync *sync = file->sync.running; sync != NULL; sync = sync->internal)
+		is_datasync &= sync->is_datasync;
+	file->sync.fsync_op.done = fsynced;
+	ring_fsync(&file->cache->ring, file->backing.buffered, is_datasync, &file->sync.fsync_op);
+}
+
 static void batch_count_down(struct cache_file *file)
 {
-	bool needs_fsync = false, is_datasync = true;
+	bool needs_fsync = false;
 
 	if (--file->sync.outstanding > 0)
 		return;
-	for (struct cache_sync *sync = file->sync.running; sync != NULL; sync = sync->internal) {
+	for (struct cache_sync *sync = file->sync.running; sync != NULL; sync = sync->internal)
 		needs_fsync |= !sync->is_flush;
-		is_datasync &= sync->is_datasync;
-	}
-	if (!needs_fsync || file->backing.buffered.fd < 0) {
+	if (needs_fsync && file->backing.buffered.fd >= 0)
+		batch_fsync(file);
+	else
 		batch_answer(file);
-		return;
-	}
-	file->sync.fsync_op.done = fsynced;
-	ring_fsync(&file->cache->ring, file->backing.buffered, is_datasync, &file->sync.fsync_op);
 }
 
 void sync_chunk_settled(struct chunk *chunk, int status)

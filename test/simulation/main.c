@@ -9,10 +9,11 @@
  */
 #include "test/simulation/kernel.h"
 #include "test/simulation/run.h"
+#include "test/simulation/scheduler.h"
 
 #include <argp.h>
-#include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 64, RUN_SECONDS_MAX = 30 };
+enum { BATCH = 64, RUN_SECONDS_MAX = 4 };
 
 struct shared {
 	uint64_t seed; /* of the run under way */
@@ -52,6 +53,12 @@ static bool has_failed(int status)
 	return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
 }
 
+static void give_up(int signal)
+{
+	(void)signal;
+	sim_fail("a run of %d seconds has not come to an end", RUN_SECONDS_MAX);
+}
+
 /* Whether n runs from seed on fail, in a process of their own. */
 static bool fails(uint64_t seed, uint64_t n, const uint64_t skip[ACTORS], bool is_quiet)
 {
@@ -61,6 +68,7 @@ static bool fails(uint64_t seed, uint64_t n, const uint64_t skip[ACTORS], bool i
 	fflush(NULL);
 	pid = fork();
 	if (pid == 0) {
+		signal(SIGALRM, give_up);
 		if (is_quiet && freopen("/dev/null", "w", stderr) == NULL)
 			_exit(1);
 		for (uint64_t i = 0; i < n; i++) {
@@ -73,6 +81,8 @@ static bool fails(uint64_t seed, uint64_t n, const uint64_t skip[ACTORS], bool i
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) < 0)
 		abort();
+	if (WIFSIGNALED(status) && !is_quiet)
+		printf("ended by signal %d\n", WTERMSIG(status));
 	return has_failed(status);
 }
 

@@ -241,7 +241,8 @@ static void release(struct holding *holding, bool is_killed)
 	holding->lease.op.done = on_released;
 	cache_release(&holding->lease);
 	while (!holding->is_released) {
-		if (is_killed && holding->lease.mode == CACHE_LEASE_EXCLUSIVE && page < holding->file->n_pages)
+		if (is_killed && holding->lease.mode == CACHE_LEASE_EXCLUSIVE && page < holding->file->n_pages &&
+		    holding->lease.internal != NULL) /* until then the memory is there: other clients' mappings aside */
 			device_store(holding, page, &holding->file->histories[page]);
 		sim_block_for(holding, 100 * SIM_US);
 	}
