@@ -333,10 +333,12 @@ static struct coherence_result on_thaw(struct coherence *c)
 	return go_and_resume(DO_NOTHING);
 }
 
-static struct coherence_result on_thaw_drop(struct coherence *c)
+static struct coherence_result on_thaw_drop(struct coherence *c, bool is_discarded)
 {
 	if (c->freeze != FREEZE_FROZEN || is_leased(c) || c->pins > 0 || c->is_writeback)
 		return illegal;
+	if (c->state == CHUNK_DIRTY && !is_discarded)
+		return illegal; /* R6 */
 	c->freeze = FREEZE_NONE;
 	return c->state == CHUNK_HOST ? go_and_resume(DO_NOTHING) : drop(c);
 }
@@ -383,7 +385,8 @@ struct coherence_result coherence_step(struct coherence *c, enum coherence_event
 	case EVENT_LEAVE: return on_leave(c);
 	case EVENT_FREEZE: return on_freeze(c);
 	case EVENT_THAW: return on_thaw(c);
-	case EVENT_THAW_DROP: return on_thaw_drop(c);
+	case EVENT_THAW_DROP: return on_thaw_drop(c, false);
+	case EVENT_THAW_DISCARD: return on_thaw_drop(c, true);
 	case EVENT_LOST: return on_lost(c);
 	case EVENT_COUNT: break;
 	}
@@ -429,7 +432,7 @@ const char *coherence_event_name(enum coherence_event event)
 		"READ", "READ_OVERDUE", "WRITE", "WRITEPAGE", "READ_DONE", "WRITE_DONE", "HOST_WRITTEN", "PIN", "UNPIN",
 		"WANT_RESIDENT", "WANT_SHARED", "WANT_EXCLUSIVE", "UNCLAIM", "GRANT_SHARED", "GRANT_EXCLUSIVE",
 		"END_SHARED", "END_EXCLUSIVE", "RESERVED", "FILLED", "FILL_FAILED", "INVALIDATED", "WRITTEN",
-		"WRITE_FAILED", "SNAPSHOT", "SNAPSHOT_FROZEN", "LEAVE", "FREEZE", "THAW", "THAW_DROP", "LOST",
+		"WRITE_FAILED", "SNAPSHOT", "SNAPSHOT_FROZEN", "LEAVE", "FREEZE", "THAW", "THAW_DROP", "THAW_DISCARD", "LOST",
 	};
 
 	assert(event < EVENT_COUNT);

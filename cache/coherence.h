@@ -106,7 +106,8 @@ enum coherence_event {
 	EVENT_LEAVE,           /* evict, or migrate back */
 	EVENT_FREEZE,
 	EVENT_THAW,            /* the device copy is right again, or was not touched */
-	EVENT_THAW_DROP,       /* the device copy is out of date: drop it */
+	EVENT_THAW_DROP,       /* the device copy is out of date: drop it. Never DIRTY: stored to since its snapshot */
+	EVENT_THAW_DISCARD,    /* every byte of it is gone from the file: drop it, DIRTY or not */
 	EVENT_LOST,            /* the device lost the copy */
 	EVENT_COUNT,
 };

@@ -395,6 +395,7 @@ static void try_deactivate(struct cache_file *file)
 	pthread_mutex_unlock(&file->gate);
 	if (!is_idle)
 		return;
+	file->is_draining = false; /* whoever waited for it was cancelled */
 	backing_close(&cache->ring, &file->backing);
 	if (tells) {
 		file->idle_job = (struct job){.work = tell_idle};

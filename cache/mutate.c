@@ -104,11 +104,20 @@ static bool is_in_use(const struct chunk *chunk)
 	return c->shared > 0 || c->exclusive != EXCLUSIVE_NONE || c->pins > 0;
 }
 
+static bool is_discarded(const struct mutation *mutation, const struct chunk *chunk)
+{
+	return mutation->public != NULL && mutation->public->discards && is_inside(mutation, chunk);
+}
+
 static void reload(struct mutation *mutation, struct chunk *chunk)
 {
-	if (chunk->memory == NULL || mutation->status < 0) {
+	bool is_dirty = chunk->coherence.state == CHUNK_DIRTY;
+
+	if (chunk->coherence.state == CHUNK_HOST || mutation->status < 0) {
 		thaw(chunk);
-	} else if (is_in_use(chunk)) {
+	} else if (is_discarded(mutation, chunk) && !is_in_use(chunk)) {
+		chunk_send(chunk, EVENT_THAW_DISCARD);
+	} else if (is_in_use(chunk) || is_dirty) { /* DIRTY: a lease that has ended stored to it after its snapshot */
 		mutation->outstanding++;
 		chunk_load(chunk, max_off(mutation->off, chunk_offset(chunk)), min_off(mutation->end, chunk_end(chunk)),
 			   reloaded, mutation);
@@ -191,7 +200,7 @@ static bool needs_storing(const struct mutation *mutation, const struct chunk *c
 {
 	if (mutation->public == NULL || chunk->is_stored || chunk->coherence.state != CHUNK_DIRTY)
 		return false;
-	return !(mutation->public->discards && is_inside(mutation, chunk));
+	return !is_discarded(mutation, chunk);
 }
 
 /* True: all are stored, or the mutation has failed; otherwise parked. */
@@ -232,7 +241,7 @@ static void end_each(struct mutation *mutation)
 	HASH_ITER(hh, mutation->file->chunks, chunk, next) {
 		if (!is_touched(mutation, chunk) || chunk->coherence.freeze != FREEZE_FROZEN)
 			continue;
-		if (mutation->public == NULL && chunk->memory != NULL)
+		if (mutation->public == NULL && chunk->coherence.state != CHUNK_HOST)
 			replace_memory(mutation, chunk);
 		else
 			reload(mutation, chunk);

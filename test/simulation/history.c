@@ -96,14 +96,24 @@ void history_end(struct history *history, uint64_t stamp, uint64_t end)
 	}
 }
 
+static void doubt(struct history *history, struct store *store)
+{
+	store->end = STORE_OPEN;
+	store->lease = history; /* no lease's: stays open */
+}
+
 void history_doubt(struct history *history, uint64_t stamp)
 {
 	for (size_t i = 0; i < history->n; i++) {
-		if (history->stores[i].stamp == stamp) {
-			history->stores[i].end = STORE_OPEN;
-			history->stores[i].lease = history; /* no lease's: stays open */
-		}
+		if (history->stores[i].stamp == stamp)
+			doubt(history, &history->stores[i]);
 	}
+}
+
+void history_doubt_all(struct history *history)
+{
+	for (size_t i = 0; i < history->n; i++)
+		doubt(history, &history->stores[i]);
 }
 
 void history_end_lease(struct history *history, const void *lease, uint64_t end)

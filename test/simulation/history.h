@@ -38,6 +38,8 @@ void history_store(struct history *history, uint64_t stamp, uint64_t start, uint
 void history_end(struct history *history, uint64_t stamp, uint64_t end);
 /* Never ends: it may be seen or not, for ever (a WRITE that failed). */
 void history_doubt(struct history *history, uint64_t stamp);
+/* A dirty page was lost: any store since it was last flushed may be in it. */
+void history_doubt_all(struct history *history);
 void history_end_lease(struct history *history, const void *lease, uint64_t end);
 /* A load during [start, end] saw stamp, or a torn page. */
 bool history_allows(const struct history *history, uint64_t stamp, uint64_t start, uint64_t end);

@@ -163,7 +163,7 @@ static void send_writepage(struct sim_file *file, struct page *page)
 	}
 	if (err < 0) {
 		file->has_mapping_error = true;
-		history_doubt(&file->histories[index], stamp);
+		history_doubt_all(&file->histories[index]);
 	}
 	page->is_writeback = false;
 	sim_wake(page);

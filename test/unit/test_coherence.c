@@ -294,6 +294,27 @@ START_TEST(policy_migrate_brings_the_chunk_back_first)
 }
 END_TEST
 
+START_TEST(a_chunk_stored_to_since_its_frozen_snapshot_is_not_dropped)
+{
+	struct coherence c = make(CHUNK_CLEAN);
+
+	give(&c, EVENT_PIN);
+	give(&c, EVENT_RESERVED);
+	give(&c, EVENT_WANT_EXCLUSIVE);
+	if (c.is_invalidating)
+		give(&c, EVENT_INVALIDATED);
+	give(&c, EVENT_GRANT_EXCLUSIVE);
+	give(&c, EVENT_FREEZE);
+	ck_assert_int_eq(give(&c, EVENT_SNAPSHOT_FROZEN), DO_SNAPSHOT);
+	give(&c, EVENT_WRITTEN);
+	give(&c, EVENT_END_EXCLUSIVE);
+	give(&c, EVENT_UNPIN);
+	ck_assert_int_eq(c.state, CHUNK_DIRTY);
+	ck_assert_int_eq(coherence_step(&c, EVENT_THAW_DROP, NULL).action, DO_ILLEGAL);
+	ck_assert_int_eq(give(&c, EVENT_THAW_DISCARD), DO_DROP);
+}
+END_TEST
+
 START_TEST(a_freeze_waits_for_what_is_under_way_but_for_no_invalidation)
 {
 	struct coherence c = make(CHUNK_FILLING);
@@ -400,7 +421,9 @@ static bool may_send(const struct coherence *c, enum coherence_event event)
 	case EVENT_FREEZE: return c->freeze != FREEZE_FROZEN;
 	case EVENT_THAW: return c->freeze == FREEZE_FROZEN && !c->is_writeback;
 	case EVENT_THAW_DROP:
-		return c->freeze == FREEZE_FROZEN && !c->is_writeback && c->shared == 0 && c->exclusive == EXCLUSIVE_NONE && c->pins == 0;
+	case EVENT_THAW_DISCARD:
+		return c->freeze == FREEZE_FROZEN && !c->is_writeback && c->shared == 0 && c->exclusive == EXCLUSIVE_NONE && c->pins == 0 &&
+		       (c->state != CHUNK_DIRTY || event == EVENT_THAW_DISCARD);
 	default: return true;
 	}
 }
@@ -416,7 +439,7 @@ static void check_step(const struct coherence *before, enum coherence_event even
 		      chunk_state_name(before->state));
 	/* R6 */
 	if (was_dirty && !is_dirty)
-		ck_assert_msg(event == EVENT_WRITTEN || event == EVENT_THAW_DROP || event == EVENT_LOST,
+		ck_assert_msg(event == EVENT_WRITTEN || event == EVENT_THAW_DISCARD || event == EVENT_LOST,
 			      "%s makes a DIRTY chunk %s", coherence_event_name(event), chunk_state_name(after->state));
 	if (event == EVENT_WRITTEN && before->is_redirtied)
 		ck_assert_msg(is_dirty, "an overtaken snapshot cleans");
@@ -517,6 +540,7 @@ int main(void)
 	tcase_add_test(tcase, a_dirty_chunk_leaves_through_the_backing);
 	tcase_add_test(tcase, nothing_in_use_is_evicted);
 	tcase_add_test(tcase, policy_migrate_brings_the_chunk_back_first);
+	tcase_add_test(tcase, a_chunk_stored_to_since_its_frozen_snapshot_is_not_dropped);
 	tcase_add_test(tcase, a_freeze_waits_for_what_is_under_way_but_for_no_invalidation);
 	tcase_add_test(tcase, lost_memory_is_dropped_when_nothing_uses_it);
 	tcase_add_test(tcase, every_reachable_state_keeps_the_invariants_under_every_event);
