@@ -123,6 +123,8 @@ static void filled(struct chunk *chunk, void *user, int status)
 		cache->stats.fill_bytes += cache->chunk_bytes;
 	}
 	chunk_send(chunk, status < 0 ? EVENT_FILL_FAILED : EVENT_FILLED);
+	if (chunk->coherence.pins == 0)
+		memory_resume_waiters(cache); /* whoever wanted it gave up: it can be evicted now */
 }
 
 void chunk_fill(struct chunk *chunk)

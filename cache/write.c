@@ -183,6 +183,11 @@ static void segment_dispatch(struct cache *cache, struct task *task)
 				segment);
 		break;
 	case DO_BACKING:
+		if (segment->is_gap) { /* the chunk has left the device meanwhile; the backing has zeros there */
+			chunk_send(chunk, EVENT_HOST_WRITTEN);
+			segment_end(segment, 0);
+			break;
+		}
 		segment_write(segment);
 		break;
 	default:

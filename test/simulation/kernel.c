@@ -350,18 +350,22 @@ static int send_write(struct sim_file *file, size_t first, size_t n, const uint6
 	for (size_t i = 0; i < n; i++) {
 		if (err < 0)
 			history_doubt(&file->histories[first + i], stamps[i]);
-		else
-			history_end(&file->histories[first + i], stamps[i], sim_tick());
 	}
 	if (err == 0 && first + n > file->n_pages)
 		file->n_pages = first + n;
 	return err;
 }
 
+static void end_stores(struct sim_file *file, size_t first, size_t n, const uint64_t *stamps)
+{
+	for (size_t i = 0; i < n; i++)
+		history_end(&file->histories[first + i], stamps[i], sim_tick());
+}
+
 /* One WRITE: up to the first page that is not up to date, which stays locked. Returns how many pages, or an error. */
 static ssize_t write_batch(struct sim_file *file, size_t first, size_t n, uint64_t start)
 {
-	uint64_t stamps[IO_PAGES_MAX];
+	uint64_t stamps[IO_PAGES_MAX] = {0};
 	struct page *kept = NULL;
 	size_t taken = 0;
 	int err;
@@ -385,6 +389,8 @@ static ssize_t write_batch(struct sim_file *file, size_t first, size_t n, uint64
 		if (!file->pages[first + i].is_dirty)
 			file->pages[first + i].is_uptodate = false;
 	}
+	if (err == 0)
+		end_stores(file, first, taken, stamps);
 	if (kept != NULL) {
 		kept->is_uptodate = err == 0;
 		page_unlock(kept);
@@ -394,7 +400,7 @@ static ssize_t write_batch(struct sim_file *file, size_t first, size_t n, uint64
 
 static int write_direct(struct sim_file *file, size_t first, size_t n, uint64_t start)
 {
-	uint64_t stamps[IO_PAGES_MAX];
+	uint64_t stamps[IO_PAGES_MAX] = {0};
 	int err;
 
 	flush_range(file, first, n);
@@ -405,6 +411,8 @@ static int write_direct(struct sim_file *file, size_t first, size_t n, uint64_t 
 	}
 	err = send_write(file, first, n, stamps, true);
 	invalidate_range(file, first, n);
+	if (err == 0)
+		end_stores(file, first, n, stamps);
 	return err;
 }
 
@@ -496,7 +504,8 @@ int kernel_punch(struct sim_file *file, size_t first, size_t n)
 	for (size_t i = first; i < first + n; i++)
 		note_store(file, i, 0, sim_tick(), STORE_OPEN, NULL);
 	err = request_change(&change, change.off, change.len);
-	remove_range(file, first, n);
+	if (err == 0)
+		remove_range(file, first, n);
 	for (size_t i = first; i < first + n && err == 0; i++)
 		history_end(&file->histories[i], 0, sim_tick());
 	inode_unlock(file);
