@@ -51,8 +51,8 @@ struct lease {
 	struct lease_memory {
 		struct gpu_chunk *chunk;
 		uint64_t generation;
+		bool is_own; /* the chunk has other memory since: this is the lease's to destroy */
 	} *memory; /* as granted; read by the holder's thread until cache_release */
-	bool is_replaced; /* the memory is the lease's now, not the chunks' */
 	unsigned rounds;
 	bool is_busy;      /* an invalidation or reservation is under way for it, and will run the task */
 	bool is_cancelled;
@@ -116,8 +116,8 @@ static void lease_free(struct lease *lease)
 	struct cache_file *file = lease->file;
 	struct gpu_device *dev = file->cache->dev;
 
-	for (size_t i = 0; lease->is_replaced && i < lease->public->n_chunks; i++) {
-		if (lease->memory[i].chunk != lease->chunks[i]->memory)
+	for (size_t i = 0; i < lease->public->n_chunks; i++) {
+		if (lease->memory[i].is_own)
 			dev->ops->chunk_destroy(dev, lease->memory[i].chunk);
 	}
 	lease_unpin(lease);
@@ -226,7 +226,7 @@ static void lease_grant(struct lease *lease)
 		chunk_send(chunk, is_exclusive(lease) ? EVENT_GRANT_EXCLUSIVE : EVENT_GRANT_SHARED);
 		chunk->is_referenced = true;
 		chunk->cpu_bytes = 0;
-		lease->memory[i] = (struct lease_memory){chunk->memory, chunk->generation};
+		lease->memory[i] = (struct lease_memory){chunk->memory, chunk->generation, false};
 	}
 	lease->stage = LEASE_GRANTED;
 	lease->file->cache->n_leases++;
@@ -527,8 +527,12 @@ static void lease_end(struct lease *lease)
 
 static void replaced(struct cache_file *file, void *user)
 {
+	struct lease *lease = user;
+
 	(void)file;
-	lease_end(user);
+	for (size_t i = 0; i < lease->public->n_chunks; i++) /* not where no other memory could be had */
+		lease->memory[i].is_own = lease->memory[i].chunk != lease->chunks[i]->memory;
+	lease_end(lease);
 }
 
 /* The holder may go on storing to the memory that it mapped: the chunks get other memory before anyone else uses
@@ -542,7 +546,6 @@ static void lease_take_away(struct lease *lease)
 		return;
 	}
 	lease->stage = LEASE_REPLACING;
-	lease->is_replaced = true;
 	mutation_replace_memory(lease->file, lease->public->first_chunk, lease->public->n_chunks, replaced, lease);
 }
 

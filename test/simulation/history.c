@@ -85,15 +85,32 @@ static void end_one(struct store *store, uint64_t end)
 		store->end = end;
 }
 
-void history_end(struct history *history, uint64_t stamp, uint64_t end)
+/* The newest of that stamp (there may be many of zeros) that is open and no lease's. */
+static struct store *find_open(struct history *history, uint64_t stamp)
 {
 	for (size_t i = history->n; i-- > 0;) {
-		if (history->stores[i].stamp == stamp && history->stores[i].lease == NULL &&
-		    history->stores[i].end == STORE_OPEN) {
-			end_one(&history->stores[i], end);
-			return;
-		}
+		struct store *store = &history->stores[i];
+
+		if (store->stamp == stamp && store->lease == NULL && store->end == STORE_OPEN)
+			return store;
 	}
+	return NULL;
+}
+
+void history_end(struct history *history, uint64_t stamp, uint64_t end)
+{
+	struct store *store = find_open(history, stamp);
+
+	if (store != NULL)
+		store->end = end;
+}
+
+void history_end_with(struct history *history, uint64_t stamp, const void *lease)
+{
+	struct store *store = find_open(history, stamp);
+
+	if (store != NULL)
+		store->lease = lease;
 }
 
 static void doubt(struct history *history, struct store *store)

@@ -36,6 +36,8 @@ void history_finish(struct history *history);
 void history_store(struct history *history, uint64_t stamp, uint64_t start, uint64_t end, const void *lease,
 		   uint64_t horizon);
 void history_end(struct history *history, uint64_t stamp, uint64_t end);
+/* It ends with the lease instead. */
+void history_end_with(struct history *history, uint64_t stamp, const void *lease);
 /* Never ends: it may be seen or not, for ever (a WRITE that failed). */
 void history_doubt(struct history *history, uint64_t stamp);
 /* A dirty page was lost: any store since it was last flushed may be in it. */

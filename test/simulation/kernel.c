@@ -358,8 +358,15 @@ static int send_write(struct sim_file *file, size_t first, size_t n, const uint6
 
 static void end_stores(struct sim_file *file, size_t first, size_t n, const uint64_t *stamps)
 {
-	for (size_t i = 0; i < n; i++)
-		history_end(&file->histories[first + i], stamps[i], sim_tick());
+	for (size_t i = 0; i < n; i++) {
+		const void *lease = lease_over_page(file, first + i);
+
+		/* A dirty page is flushed when the lease ends, at the latest, and this store with it. */
+		if (lease != NULL && file->pages[first + i].is_dirty)
+			history_end_with(&file->histories[first + i], stamps[i], lease);
+		else
+			history_end(&file->histories[first + i], stamps[i], sim_tick());
+	}
 }
 
 /* One WRITE: up to the first page that is not up to date, which stays locked. Returns how many pages, or an error. */

@@ -266,13 +266,18 @@ static void client_step(struct actor *actor, const struct choice *c)
 		actor->cancellable = &holding.lease;
 		sim_after(c->delay % (2 * SIM_MS), cancel, actor);
 	}
+	if (is_exclusive)
+		register_lease(&holding, true); /* from here on: when exactly it is granted, nobody sees */
 	err = CACHE_WAIT(cache_acquire, &holding.lease);
 	actor->cancellable = NULL;
 	tolerate(err, "acquire");
-	if (err < 0)
+	if (err < 0) {
+		if (is_exclusive) {
+			register_lease(&holding, false);
+			end_stores(&holding);
+		}
 		return;
-	if (is_exclusive)
-		register_lease(&holding, true);
+	}
 	compute(&holding, c, start);
 	if (is_exclusive && calls_fsync_under_lease && c->variant % 4 == 1)
 		tolerate(kernel_fsync(holding.file, &sample), "fsync under a lease");
