@@ -225,25 +225,17 @@ static void write_split(struct write_request *request)
 	write_end(request);
 }
 
-static struct chunk *find_resident(struct cache_file *file, uint64_t index)
-{
-	struct chunk *chunk = chunk_find(file, index);
-
-	return chunk != NULL && chunk->memory != NULL ? chunk : NULL;
-}
-
-/* The device copy behind the old end of file may hold anything a client stored there; the file has zeros. */
+/* The device copies behind the old end of file may hold anything a client stored there; the file has zeros. */
 static void fill_gap(struct write_request *request, off_t old_size)
 {
-	struct cache_file *file = request->file;
-	struct chunk *chunk = find_resident(file, (uint64_t)old_size >> file->cache->chunk_shift);
-	off_t to;
+	struct chunk *chunk, *next;
 
-	if (chunk == NULL || chunk->coherence.state == CHUNK_FILLING)
-		return;
-	to = min_off(request->io->off, chunk_end(chunk));
-	if (to > old_size)
-		add_segment(request, old_size, to, true);
+	HASH_ITER(hh, request->file->chunks, chunk, next) {
+		off_t from = max_off(old_size, chunk_offset(chunk)), to = min_off(request->io->off, chunk_end(chunk));
+
+		if (from < to && chunk->coherence.state != CHUNK_HOST && chunk->coherence.state != CHUNK_FILLING)
+			add_segment(request, from, to, true);
+	}
 }
 
 static void write_extended(struct cache_file *file, void *user, int status)
@@ -264,17 +256,15 @@ static void write_extended(struct cache_file *file, void *user, int status)
 	write_split(request);
 }
 
-/* Whether part of it, or the chunk with the old end of file, is on the device. */
+/* Whether part of it, or of the gap between the end of file and it, is on the device. */
 static bool touches_device(struct write_request *request)
 {
-	struct cache_file *file = request->file;
-	unsigned shift = file->cache->chunk_shift;
-	uint64_t last = (uint64_t)(request->io->off + (off_t)request->io->len - 1) >> shift;
+	off_t from = min_off(request->file->size, request->io->off);
+	off_t to = request->io->off + (off_t)request->io->len;
+	struct chunk *chunk, *next;
 
-	if (find_resident(file, (uint64_t)file->size >> shift) != NULL)
-		return true;
-	for (uint64_t index = (uint64_t)request->io->off >> shift; index <= last; index++) {
-		if (find_resident(file, index) != NULL)
+	HASH_ITER(hh, request->file->chunks, chunk, next) {
+		if (chunk->memory != NULL && chunk_end(chunk) > from && chunk_offset(chunk) < to)
 			return true;
 	}
 	return false;

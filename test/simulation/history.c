@@ -127,10 +127,12 @@ void history_doubt(struct history *history, uint64_t stamp)
 	}
 }
 
-void history_doubt_all(struct history *history)
+void history_doubt_since(struct history *history, uint64_t start)
 {
-	for (size_t i = 0; i < history->n; i++)
-		doubt(history, &history->stores[i]);
+	for (size_t i = 0; i < history->n; i++) {
+		if (history->stores[i].end >= start)
+			doubt(history, &history->stores[i]);
+	}
 }
 
 void history_end_lease(struct history *history, const void *lease, uint64_t end)

@@ -40,8 +40,8 @@ void history_end(struct history *history, uint64_t stamp, uint64_t end);
 void history_end_with(struct history *history, uint64_t stamp, const void *lease);
 /* Never ends: it may be seen or not, for ever (a WRITE that failed). */
 void history_doubt(struct history *history, uint64_t stamp);
-/* A dirty page was lost: any store since it was last flushed may be in it. */
-void history_doubt_all(struct history *history);
+/* A dirty page was dropped: what was stored since may have been in it. */
+void history_doubt_since(struct history *history, uint64_t start);
 void history_end_lease(struct history *history, const void *lease, uint64_t end);
 /* A load during [start, end] saw stamp, or a torn page. */
 bool history_allows(const struct history *history, uint64_t stamp, uint64_t start, uint64_t end);

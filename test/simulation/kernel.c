@@ -163,7 +163,7 @@ static void send_writepage(struct sim_file *file, struct page *page)
 	}
 	if (err < 0) {
 		file->has_mapping_error = true;
-		history_doubt_all(&file->histories[index]);
+		history_doubt_since(&file->histories[index], 0);
 	}
 	page->is_writeback = false;
 	sim_wake(page);
@@ -211,8 +211,8 @@ static void invalidate_range(struct sim_file *file, size_t first, size_t n)
 	}
 }
 
-/* truncate_inode_pages_range: dirty or not */
-static void remove_range(struct sim_file *file, size_t first, size_t n)
+/* truncate_inode_pages_range: dirty or not; at the end of a change of the file that began at start. */
+static void remove_range(struct sim_file *file, size_t first, size_t n, uint64_t start)
 {
 	for (size_t i = first; i < first + n; i++) {
 		struct page *page = &file->pages[i];
@@ -221,6 +221,8 @@ static void remove_range(struct sim_file *file, size_t first, size_t n)
 			continue;
 		page_lock(page);
 		page_wait_writeback(page);
+		if (page->is_dirty)
+			history_doubt_since(&file->histories[i], start);
 		page->is_uptodate = page->is_dirty = false;
 		page_unlock(page);
 	}
@@ -466,14 +468,27 @@ int kernel_fsync(struct sim_file *file, uint32_t *error_sample)
 	return err;
 }
 
+/* After a failure the kernel learns the size anew: the attributes' time-out. */
+static void look_at_size(struct sim_file *file, uint64_t start)
+{
+	struct stat st;
+
+	if (fstat(file->disk.memfd, &st) < 0)
+		abort();
+	file->n_pages = (size_t)st.st_size / PAGE_BYTES;
+	remove_range(file, file->n_pages, PAGES_MAX - file->n_pages, start);
+}
+
 int kernel_truncate(struct sim_file *file, size_t n_pages)
 {
 	struct change change = {.file = file, .off = (off_t)n_pages * PAGE_BYTES};
 	struct stat st;
+	uint64_t start;
 	off_t first;
 	int err;
 
 	inode_lock(file);
+	start = sim_tick();
 	file->is_nowrite = true;
 	while (file->n_writepages > 0)
 		sim_block(&file->n_writepages);
@@ -489,13 +504,15 @@ int kernel_truncate(struct sim_file *file, size_t n_pages)
 		file->n_pages = n_pages;
 		file->is_nowrite = false;
 		sim_wake(&file->is_nowrite);
-		remove_range(file, n_pages, PAGES_MAX - n_pages);
+		remove_range(file, n_pages, PAGES_MAX - n_pages, start);
 		invalidate_range(file, 0, n_pages);
 		for (size_t i = n_pages; i < before; i++)
 			history_end(&file->histories[i], 0, sim_tick());
 	}
 	file->is_nowrite = false;
 	sim_wake(&file->is_nowrite);
+	if (err < 0)
+		look_at_size(file, start);
 	inode_unlock(file);
 	return err;
 }
@@ -504,15 +521,17 @@ int kernel_punch(struct sim_file *file, size_t first, size_t n)
 {
 	struct change change = {.file = file, .is_punch = true, .off = (off_t)first * PAGE_BYTES,
 				.len = (off_t)n * PAGE_BYTES};
+	uint64_t start;
 	int err;
 
 	inode_lock(file);
+	start = sim_tick();
 	flush_range(file, first, n);
 	for (size_t i = first; i < first + n; i++)
 		note_store(file, i, 0, sim_tick(), STORE_OPEN, NULL);
 	err = request_change(&change, change.off, change.len);
 	if (err == 0)
-		remove_range(file, first, n);
+		remove_range(file, first, n, start);
 	for (size_t i = first; i < first + n && err == 0; i++)
 		history_end(&file->histories[i], 0, sim_tick());
 	inode_unlock(file);
