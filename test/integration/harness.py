@@ -1,13 +1,19 @@
 """harness.py - a real mount for a test: its own source, mount point and daemon, gone when the test ends, however it ends."""
-import contextlib, ctypes, ctypes.util, json, os, shutil, signal, subprocess, tempfile
+import contextlib, errno, json, os, shutil, subprocess, tempfile
 
 BUILD = os.environ.get("HMMFS_TEST_BUILD", "")
 HMMFS = os.path.join(BUILD, "tools/hmmfs") if BUILD else "hmmfs"
 DEVICE = os.environ.get("HMMFS_TEST_DEVICE", "host")
 CPU_ACCESS = os.environ.get("HMMFS_TEST_CPU_ACCESS", "auto")
-CAPACITY = os.environ.get("HMMFS_TEST_CAPACITY", "4M")
-CHUNK_TEXT = os.environ.get("HMMFS_TEST_CHUNK", "64K")
-CHUNK = int(CHUNK_TEXT[:-1]) * {"K": 1 << 10, "M": 1 << 20}[CHUNK_TEXT[-1]]
+
+
+def bytes_of(size):
+    return int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[-1]]
+
+
+CHUNK = bytes_of(os.environ.get("HMMFS_TEST_CHUNK", "64K"))
+CAPACITY = bytes_of(os.environ["HMMFS_TEST_CAPACITY"]) if "HMMFS_TEST_CAPACITY" in os.environ else 64 * CHUNK
+CAPACITY_CHUNKS = CAPACITY // CHUNK
 
 
 def command(*args, ok=(0,), **more):
@@ -25,12 +31,34 @@ def data_of(n, seed=1):
     return pattern(n, seed)[:n]
 
 
+def raises(number, call, *args):
+    try:
+        call(*args)
+    except OSError as e:
+        assert e.errno == number, e
+    else:
+        raise AssertionError(f"no {errno.errorcode[number]}")
+
+
+def wait_until(holds, what):
+    """Asks until it holds. The limit is for what will never hold: that is a failure, not a timing."""
+    for _ in range(10000):
+        if holds():
+            return
+    raise AssertionError(f"never: {what}")
+
+
+def windows(length, window=CAPACITY):
+    """(offset, length) of parts of a file, each of which fits on the device."""
+    return [(off, min(window, length - off)) for off in range(0, length, window)]
+
+
 class Mount:
     def __init__(self, scratch, **options):
         self.source, self.point = os.path.join(scratch, "source"), os.path.join(scratch, "mount")
         os.makedirs(self.source, exist_ok=True)
         os.makedirs(self.point, exist_ok=True)
-        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK_TEXT, bounce="8M") | options
+        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M") | options
         self.options = ",".join(f"{k}={v}" for k, v in o.items() if v is not None)
         self.daemon = None
 
@@ -95,66 +123,3 @@ def mounted(**options):
     finally:
         m.clean()
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-# ---- libhmmfs ----
-
-SHARED, EXCLUSIVE = 0, 1
-_lib = None
-
-
-def lib():
-    global _lib
-    if _lib is None:
-        # HMMFS_TEST_CLIENT: a library without sanitizers, which this interpreter could not load
-        _lib = ctypes.CDLL(os.environ.get("HMMFS_TEST_CLIENT") or
-                           (os.path.join(BUILD, "client/libhmmfs.so.0") if BUILD else "libhmmfs.so.0"))
-        _lib.hmmfs_map_fd.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)]
-        _lib.hmmfs_map.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)]
-        _lib.hmmfs_begin.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
-        for f in (_lib.hmmfs_end, _lib.hmmfs_unmap, _lib.hmmfs_data):
-            f.argtypes = [ctypes.c_void_p]
-        _lib.hmmfs_data.restype = ctypes.c_void_p
-        _lib.hmmfs_unmap.restype = None
-    return _lib
-
-
-class Region:
-    """A region of an open file or, given address, of the file mapped there."""
-    def __init__(self, fd, off, length, address=None):
-        self.r, self.length = ctypes.c_void_p(), length
-        e = lib().hmmfs_map(address, length, ctypes.byref(self.r)) if address is not None else \
-            lib().hmmfs_map_fd(fd, off, length, ctypes.byref(self.r))
-        if e:
-            raise OSError(-e, os.strerror(-e))
-
-    def begin(self, mode, timeout_ms=0):
-        e = lib().hmmfs_begin(self.r, mode, timeout_ms)
-        if e:
-            raise OSError(-e, os.strerror(-e))
-        return self
-
-    def end(self):
-        e = lib().hmmfs_end(self.r)
-        if e:
-            raise OSError(-e, os.strerror(-e))
-
-    def load(self):
-        return ctypes.string_at(lib().hmmfs_data(self.r), self.length)
-
-    def store(self, off, data):
-        ctypes.memmove(lib().hmmfs_data(self.r) + off, data, len(data))
-
-    def close(self):
-        lib().hmmfs_unmap(self.r)
-
-
-@contextlib.contextmanager
-def leased(fd, mode, off=0, length=None, address=None):
-    r = Region(fd, off, os.fstat(fd).st_size if length is None else length, address)
-    try:
-        r.begin(mode)
-        yield r
-        r.end()
-    finally:
-        r.close()

@@ -1,0 +1,123 @@
+"""tests_clients.py - clients of the control socket: what they are told, and what they can't do to others."""
+import ctypes, errno, fcntl, os, socket, struct, subprocess, sys
+from device import EXCLUSIVE, SHARED, Region, cannot_address, leased
+from harness import CHUNK, data_of, mounted, raises
+
+MAGIC, HELLO, STATUS = 0x48464d48, 1, 9  # client/protocol.h
+
+
+def reader_may_not_write():
+    with mounted() as m:
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDONLY)
+        r = Region(fd, 0, CHUNK)
+        raises(errno.EACCES, r.begin, EXCLUSIVE)
+        assert r.begin(SHARED).load() == data_of(CHUNK)
+        r.end(), r.close(), os.close(fd)
+
+
+def killed_client_loses_its_leases_and_not_its_data():
+    with mounted() as m:
+        m.put("f", data_of(3 * CHUNK))
+        for mode in (SHARED, EXCLUSIVE):
+            code = ("import os,sys\nsys.path.insert(0,sys.argv[2])\nfrom device import Region\nfd=os.open(sys.argv[1],os.O_RDWR)\n"
+                    f"r=Region(fd,0,{3 * CHUNK}).begin({mode})\n" + ("r.store(7,b'kept')\n" if mode else "") +
+                    "os.write(1,b'!')\nimport signal\nsignal.pause()\n")
+            c = subprocess.Popen([sys.executable, "-c", code, m.path("f"), os.path.dirname(__file__)], stdout=subprocess.PIPE)
+            assert os.read(c.stdout.fileno(), 1) == b"!"
+            c.kill(), c.wait()
+            with open(m.path("f"), "rb") as f:
+                b = f.read()
+        assert b[7:11] == b"kept"
+        m.umount()
+        assert m.backing("f")[7:11] == b"kept" and m.backing("f")[11:] == data_of(3 * CHUNK)[11:]
+
+
+def a_revoked_lease_is_told_and_its_memory_is_nobody_elses():
+    with mounted(lease_timeout="100ms", read_timeout="0") as m:
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
+        why_not = cannot_address(fd)
+        if why_not:
+            return why_not
+        r = Region(fd, 0, CHUNK).begin(EXCLUSIVE)
+        r.store(0, b"before")
+        address = r.address()
+        assert os.pread(fd, 6, 0) == b"before"  # waits, and has the lease revoked
+        ctypes.memmove(address, b"zombie", 6)
+        assert os.pread(fd, 6, 0) == b"before"
+        raises(errno.ESTALE, r.end)
+        r.close(), os.close(fd)
+        assert m.status()["counters"]["revocations"] == 1
+        m.umount()
+        assert m.backing("f")[:6] == b"before"
+
+
+def ticket_of(fd):
+    t = bytearray(16 + 108 + 4)
+    fcntl.ioctl(fd, (2 << 30) | (len(t) << 16) | (ord("h") << 8) | 0x4d, t)
+    return bytes(t[:16]), bytes(t[16:124]).split(b"\0")[0]
+
+
+def request(op, token=bytes(16), magic=MAGIC, version=1):
+    return struct.pack("<8I2Q16s", magic, version, op, 1, 0, 0, 0, 0, 0, 0, token)
+
+
+def connected(path):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.connect(path)
+    return s
+
+
+def is_closed(s):
+    """The daemon closed it; with what we sent still unread, recv says so with an error."""
+    try:
+        return s.recv(4096) == b""
+    except ConnectionResetError:
+        return True
+
+
+def say_hello(token, path):
+    s = connected(path)
+    s.send(request(HELLO, token))
+    answer = s.recv(4096)
+    s.close()
+    return answer
+
+
+def a_ticket_works_once():
+    with mounted() as m:
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
+        token, path = ticket_of(fd)
+        assert say_hello(bytes(16), path) == b""
+        assert len(say_hello(token, path)) > 100
+        assert say_hello(token, path) == b""
+        os.close(fd)
+        m.umount()
+
+
+def nonsense_on_the_control_socket_ends_that_session_and_no_other():
+    with mounted() as m:
+        fd = os.open(m.put("f", data_of(2 * CHUNK)), os.O_RDWR)
+        token, path = ticket_of(fd)
+        status = request(STATUS)
+        hello = request(HELLO, token)
+        r = Region(fd, 0, 2 * CHUNK)
+        for message in (b"", b"\0", b"A" * 200, bytes(60000), b"\xff" * 64, bytes(64), status, hello[:-1], hello + b"\0",
+                        request(HELLO, token, version=2), request(HELLO, token, magic=7), request(99, token)):
+            r.begin(EXCLUSIVE).store(0, b"safe")
+            s = connected(path)
+            s.send(message)
+            assert is_closed(s), message[:64]
+            s.close()
+            r.end()
+        assert len(say_hello(token, path)) > 100  # none of these used the ticket up
+        s = connected(path)
+        s.send(request(HELLO, ticket_of(fd)[0]))
+        assert len(s.recv(4096)) > 100
+        s.send(status)
+        assert len(s.recv(4096)) > 100
+        s.send(b"nonsense after a good start")
+        assert is_closed(s)
+        s.close(), r.close()
+        assert os.pread(fd, 4, 0) == b"safe"
+        os.close(fd)
+        m.umount()

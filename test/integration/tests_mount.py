@@ -1,0 +1,103 @@
+"""tests_mount.py - mounting, and unmounting without loss."""
+import errno, os, pwd, shutil, signal, subprocess, tempfile
+from device import EXCLUSIVE, Region
+from harness import BUILD, CAPACITY_CHUNKS, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises, windows
+
+
+def dirty_chunks(m, n, what):
+    """Stores to each of n chunks of a file f; no close of the file comes after that writes them back."""
+    fd = os.open(m.put("f", data_of(n * CHUNK)), os.O_RDWR)
+    regions = [Region(fd, off, length) for off, length in windows(n * CHUNK)]
+    os.close(fd)
+    for r in regions:
+        r.begin(EXCLUSIVE)
+        for off in range(0, r.length, CHUNK):
+            r.store(off, what)
+        r.end()
+    for r in regions:
+        r.close()
+    assert m.status()["dirty_bytes"] == min(n, CAPACITY_CHUNKS) * CHUNK
+    want = bytearray(data_of(n * CHUNK))
+    for c in range(n):
+        want[c * CHUNK:c * CHUNK + len(what)] = what
+    return want
+
+
+def unmount(how):
+    with mounted(writeback_interval="0") as m:
+        want = dirty_chunks(m, 9, b"unmount")
+        if isinstance(how, int):
+            m.daemon.send_signal(how)
+            assert m.wait() == 0
+        else:
+            m.umount(*[m.point if a == "." else a for a in how])
+        assert m.backing("f") == want
+
+
+def fusermount3_loses_nothing(): unmount(["fusermount3", "-u", "."])
+def umount_loses_nothing(): unmount(["umount", "."])
+def hmmfs_umount_loses_nothing(): unmount([HMMFS, "umount", "."])
+def sigterm_loses_nothing(): unmount(signal.SIGTERM)
+def sigint_loses_nothing(): unmount(signal.SIGINT)
+
+
+def a_second_signal_loses_nothing():
+    with mounted(writeback_interval="0") as m:
+        want = dirty_chunks(m, 20, b"twice")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            m.daemon.send_signal(number)
+        assert m.wait() == 0
+        assert m.backing("f") == want
+
+
+def busy_mount_says_who():
+    with mounted() as m:
+        with open(m.put("f", b"x")):
+            assert str(os.getpid()) in command(HMMFS, "umount", m.point, ok=(1, 2))
+
+
+def bad_options_are_one_line_and_no_mount():
+    with mounted() as m:
+        m.umount()
+        for o in ("device=abacus", "capacity=1", "capacity=9999T", "chunk=3M", "chunk=1K", "bounce=x", "cpu_access=no", "nonsense",
+                  "migrate=2", "writeback_interval=-1", "read_timeout=x", "lease_timeout=soon", "allow_kernels=me", "capacity="):
+            e = command(HMMFS, "mount", m.source, m.point, "-o", o, ok=(2,))
+            assert e.count("\n") == 1 and o.split("=")[0] in e, (o, e)
+            assert not os.path.ismount(m.point), o
+        inside = os.path.join(m.source, "inside")
+        os.mkdir(inside)
+        for a, b in ((m.source + "x", m.point), (HMMFS, m.point), (m.source, m.source), (m.source, m.point + "x"),
+                     (m.point, m.point), (m.source, inside)):
+            if b == inside:
+                a, b = b, a  # SOURCE inside of the mount point
+            assert command(HMMFS, "mount", a, b, "-o", f"device={DEVICE}", ok=(2,)).count("\n") == 1, (a, b)
+            assert not os.path.ismount(b)
+
+
+def daemon_without_privilege_serves_its_user():
+    if os.geteuid() != 0 or not BUILD or os.stat("/dev/fuse").st_mode & 6 != 6:
+        return "needs root to become another, and a /dev/fuse open to all"
+    uid = pwd.getpwnam("nobody").pw_uid
+    scratch = tempfile.mkdtemp(prefix="hmmfs-test-")
+    os.chmod(scratch, 0o755)
+    for d, name in (("tools", "hmmfs"), ("client", "libhmmfs.so.0"), ("gpu", "hmmfs-device")):
+        os.mkdir(os.path.join(scratch, d))
+        shutil.copy(os.path.join(BUILD, d, name), os.path.join(scratch, d))
+    source, point = os.path.join(scratch, "s"), os.path.join(scratch, "m")
+    for d in (source, point):
+        os.mkdir(d), os.chown(d, uid, uid)
+    mine = lambda *a, **o: subprocess.run(a, user=uid, group=uid, extra_groups=[], env={"PATH": os.environ["PATH"], "HOME": scratch},
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, cwd="/", **o)
+    hmmfs = os.path.join(scratch, "tools/hmmfs")
+    try:
+        r = mine(hmmfs, "mount", source, point, "-o", "device=host,capacity=4M,chunk=64K,bounce=8M")
+        assert r.returncode == 0, r.stderr
+        assert mine("sh", "-c", f"head -c 200000 /dev/zero > {point}/f").returncode == 0
+        assert mine(hmmfs, "run", "fill", "7", f"{point}/f").returncode == 0
+        assert b"1400000" in mine(hmmfs, "run", "sum", f"{point}/f").stdout
+        raises(errno.EACCES, os.listdir, point)  # not even root gets in without allow_other
+        assert mine(hmmfs, "umount", point).returncode == 0
+        assert open(os.path.join(source, "f"), "rb").read() == b"\7" * 200000
+    finally:
+        mine("fusermount3", "-u", "-z", "-q", point)
+        shutil.rmtree(scratch, ignore_errors=True)
