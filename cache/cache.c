@@ -188,7 +188,8 @@ int cache_create(const struct cache_config *config, const struct cache_callbacks
 					 .chunk_bytes = cache->chunk_bytes,
 					 .bounce = {cache->bounce.base, cache->bounce.bytes, cache->bounce.memfd},
 					 .lost = device_lost,
-					 .user = cache};
+					 .user = cache,
+					 .is_background = cache->config.is_background};
 	err = gpu_open(&gpu_config, &cache->dev, error);
 	if (err < 0)
 		goto fail_bounce;

@@ -35,6 +35,7 @@ struct cache_config {
 	unsigned writeback_interval_ms; /* 0: only when asked */
 	unsigned read_timeout_ms;       /* a READ that a lease holds up for so long gets a snapshot; 0: never */
 	unsigned lease_timeout_ms;      /* a lease in the way of others for so long is revoked; 0: never */
+	bool is_background;             /* as in gpu_config */
 };
 
 /* What the cache asks of the filesystem. owner is what cache_file_create was given. */

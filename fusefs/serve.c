@@ -293,7 +293,8 @@ static struct cache_config cache_config_of(const struct fusefs_options *options)
 				     .cpu_access = options->cpu_access,
 				     .writeback_interval_ms = options->writeback_interval_ms,
 				     .read_timeout_ms = options->read_timeout_ms,
-				     .lease_timeout_ms = options->lease_timeout_ms};
+				     .lease_timeout_ms = options->lease_timeout_ms,
+				     .is_background = !options->is_foreground};
 }
 
 static void announce(struct fusefs *fs, fusefs_tell tell, void *user)

@@ -71,6 +71,7 @@ struct gpu_config {
 	 * The device itself stays usable if it could be started again. May be NULL. */
 	void (*lost)(void *user);
 	void *user;
+	bool is_background; /* our own standard descriptors belong to a caller who waits for them to be closed */
 };
 
 /* Views chunks[0..n) back to back and takes len bytes from offset into the first. */

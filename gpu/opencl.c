@@ -55,6 +55,7 @@ struct opencl_device {
 	char spec[32];
 	void (*lost)(void *user);
 	void *user;
+	bool is_background;
 
 	pthread_t proxy;
 	int wake_fd;
@@ -238,7 +239,7 @@ static int set_up(struct opencl_device *dev, struct device_setup_reply *reply)
 	size_t n_fds = 0;
 	int err;
 
-	dev->pid = opencl_process_start("--serve", &dev->socket);
+	dev->pid = opencl_process_start("--serve", dev->is_background, &dev->socket);
 	if (dev->pid < 0) {
 		snprintf(reply->error, sizeof(reply->error), "device=%s: starting hmmfs-device failed: %s; is it installed?",
 			 dev->setup.spec, strerror((int)-dev->pid));
@@ -684,6 +685,7 @@ int opencl_open(const struct gpu_config *config, const char *spec, struct gpu_de
 	dev->bounce = config->bounce;
 	dev->lost = config->lost;
 	dev->user = config->user;
+	dev->is_background = config->is_background;
 	dev->setup = (struct device_setup){.chunk_bytes = config->chunk_bytes, .bounce_bytes = config->bounce.bytes,
 					   .is_private = is_private != NULL && strcmp(is_private, "1") == 0};
 	snprintf(dev->setup.spec, sizeof(dev->setup.spec), "%s", spec);

@@ -43,7 +43,7 @@ static const char *find_program(char *buffer, size_t size)
 	return HMMFS_LIBEXECDIR "/hmmfs-device";
 }
 
-pid_t opencl_process_start(const char *mode, int *socket)
+pid_t opencl_process_start(const char *mode, bool is_background, int *socket)
 {
 	char path[4096];
 	const char *program = find_program(path, sizeof(path));
@@ -61,6 +61,8 @@ pid_t opencl_process_start(const char *mode, int *socket)
 	sigaddset(&pipe_set, SIGPIPE);
 	posix_spawn_file_actions_init(&actions);
 	posix_spawn_file_actions_adddup2(&actions, sockets[1], DEVICE_SOCKET); /* the rest is close-on-exec */
+	for (int fd = STDIN_FILENO; is_background && fd <= STDERR_FILENO; fd++)
+		posix_spawn_file_actions_addopen(&actions, fd, "/dev/null", O_RDWR, 0);
 	posix_spawnattr_init(&attributes);
 	posix_spawnattr_setsigmask(&attributes, &none);
 	posix_spawnattr_setsigdefault(&attributes, &pipe_set);
@@ -180,7 +182,7 @@ int opencl_process_run(struct gpu_run *run, const char *spec, bool is_shared, si
 
 	if (result_fd < 0)
 		return -errno;
-	pid = opencl_process_start("--run", &socket);
+	pid = opencl_process_start("--run", false, &socket);
 	if (pid < 0) {
 		close(result_fd);
 		return (int)pid;
@@ -210,7 +212,7 @@ int opencl_process_run(struct gpu_run *run, const char *spec, bool is_shared, si
 int opencl_list(void (*each)(void *user, const struct gpu_info *info, const char *spec), void *user)
 {
 	int socket;
-	pid_t pid = opencl_process_start("--list", &socket);
+	pid_t pid = opencl_process_start("--list", false, &socket);
 	struct device_setup_reply reply;
 	size_t n_fds = 0;
 

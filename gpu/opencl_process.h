@@ -7,8 +7,9 @@
 #include <fcntl.h>
 #include <sys/types.h>
 
-/* Starts hmmfs-device in a mode; *socket is this end of its socket. Its pid, or negative errno. */
-pid_t opencl_process_start(const char *mode, int *socket);
+/* Starts hmmfs-device in a mode; *socket is this end of its socket. is_background: as in gpu_config. Its pid, or negative
+ * errno. */
+pid_t opencl_process_start(const char *mode, bool is_background, int *socket);
 /* Kills and reaps it, closes the socket. Returns what waitpid(2) said of it. */
 int opencl_process_end(pid_t pid, int socket);
 /* Runs run->source in a process of its own on memfds of chunk_bytes each. Blocks until it is done, has crashed (-EFAULT, with

@@ -18,7 +18,7 @@ CAPACITY_CHUNKS = CAPACITY // CHUNK
 
 def command(*args, ok=(0,), **more):
     """Runs a command; its stdout. A status not in ok is a failure of the test."""
-    r = subprocess.run([str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120, **more)
+    r = subprocess.run([str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **({"timeout": 120} | more))
     assert r.returncode in ok, f"{args}: status {r.returncode}, not {ok}: {r.stdout.decode()} {r.stderr.decode()}"
     return r.stdout.decode(errors="replace") if r.returncode == 0 else r.stderr.decode(errors="replace")
 

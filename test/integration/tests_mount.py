@@ -101,3 +101,15 @@ def daemon_without_privilege_serves_its_user():
     finally:
         mine("fusermount3", "-u", "-z", "-q", point)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def background_mount_lets_go_of_its_callers_pipes():
+    """A shell's $(hmmfs mount ... 2>&1) waits for every process that has the pipe, the device's too."""
+    with mounted() as m:
+        m.umount()
+        said = command(HMMFS, "mount", m.source, m.point, "-o", m.options, timeout=30)
+        try:
+            assert said.startswith(f"hmmfs: {m.source} on {m.point}: device {DEVICE} "), said
+            assert m.status()["device"]["backend"] == DEVICE
+        finally:
+            command(HMMFS, "umount", m.point)
