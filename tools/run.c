@@ -292,6 +292,7 @@ static int run_stream(struct hmmfs_session *session, int fd, const struct run_ar
 		uint64_t with_overlap = end - to < overlap ? end : to + overlap;
 
 		err = run_region(session, fd, arguments, off, with_overlap - off, &part);
+		part.bytes = to - off; /* the overlap is counted with the next part */
 		merge(arguments, total, &part);
 		off = to;
 	}
