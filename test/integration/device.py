@@ -12,6 +12,11 @@ class Info(ctypes.Structure):
                 ("can_export", ctypes.c_bool)]
 
 
+class Chunk(ctypes.Structure):
+    _fields_ = [("index", ctypes.c_uint64), ("state", ctypes.c_char * 8), ("shared_leases", ctypes.c_uint32),
+                ("has_exclusive_lease", ctypes.c_bool), ("has_kernel_copies", ctypes.c_bool), ("has_error", ctypes.c_bool)]
+
+
 class Argument(ctypes.Structure):
     _fields_ = [("is_out", ctypes.c_bool), ("bytes", ctypes.c_uint32), ("scalar", ctypes.c_uint8 * 8), ("out_bytes", ctypes.c_uint64)]
 
@@ -42,6 +47,8 @@ def lib():
                 ("hmmfs_begin", ctypes.c_int, pointer, ctypes.c_int, ctypes.c_uint),
                 ("hmmfs_open_fd", ctypes.c_int, ctypes.c_int, out), ("hmmfs_close", None, pointer),
                 ("hmmfs_info", ctypes.POINTER(Info), pointer),
+                ("hmmfs_get_chunks", ctypes.c_int, pointer, ctypes.c_uint64, ctypes.POINTER(Chunk), ctypes.c_size_t,
+                 ctypes.POINTER(ctypes.c_size_t)),
                 ("hmmfs_run", ctypes.c_int, pointer, ctypes.c_long, ctypes.c_uint64, ctypes.POINTER(Run))):
             f = getattr(_lib, name)
             f.argtypes, f.restype = arguments, result
@@ -120,10 +127,26 @@ def leased(fd, mode, off=0, length=None, address=None):
         r.close()
 
 
-def cannot_address(fd):
-    """Why a test can't be run whose point is what a client stores to memory that it addresses; None: it can."""
+@contextlib.contextmanager
+def session_of(fd):
     session = ctypes.c_void_p()
     check(lib().hmmfs_open_fd(fd, ctypes.byref(session)))
-    can = lib().hmmfs_info(session).contents.can_export
-    lib().hmmfs_close(session)
+    try:
+        yield session
+    finally:
+        lib().hmmfs_close(session)
+
+
+def states(fd):
+    """The states of a file's chunks, by index. (A child process would, closing its copy of fd, write them back.)"""
+    chunks, n = (Chunk * 64)(), ctypes.c_size_t()
+    with session_of(fd) as session:
+        check(lib().hmmfs_get_chunks(session, 0, chunks, len(chunks), ctypes.byref(n)))
+    return {c.index: c.state.decode() for c in chunks[:n.value]}
+
+
+def cannot_address(fd):
+    """Why a test can't be run whose point is what a client stores to memory that it addresses; None: it can."""
+    with session_of(fd) as session:
+        can = lib().hmmfs_info(session).contents.can_export
     return None if can else "a client can't store to this device's memory while it holds the lease"

@@ -1,7 +1,7 @@
 """tests_changes.py - files that change their size, place or policy while they are on the device."""
-import errno, os
-from device import EXCLUSIVE, SHARED, Region, cannot_address, leased
-from harness import CAPACITY, CHUNK, command, data_of, mounted, raises, windows
+import ctypes, errno, os
+from device import EXCLUSIVE, SHARED, Region, cannot_address, leased, states
+from harness import CAPACITY, CHUNK, HMMFS, command, data_of, mounted, raises, windows
 
 
 def sparse_file_stays_sparse():
@@ -84,4 +84,57 @@ def files_of_policy_always_come_and_go():
             with open(m.path(f"f{i}"), "rb") as f:
                 os.unlink(m.path(f"f{i}"))
                 assert f.read() == data_of(3000)
+        m.umount()
+
+
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE = 1, 2, 8, 16, 32, 64
+FUSE_PASSES_ON = KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE  # of any other mode the kernel says EOPNOTSUPP without asking us
+
+
+def fallocate(fd, mode, off, length):
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.fallocate(fd, mode, ctypes.c_long(off), ctypes.c_long(length))
+    return ctypes.get_errno() if result else 0
+
+
+def fallocate_does_what_it_does_on_the_backing():
+    size = 2 * CHUNK + 4096 + 5
+    ranges = [(0, 4096), (0, CHUNK), (100, 5000), (CHUNK - 7, 14), (CHUNK, size), (size - 3, 10), (size + 3 * 4096, 4096), (0, 0), (5, -1)]
+    with mounted(writeback_interval="0") as m:
+        p, twin = m.put("f", b""), os.path.join(os.path.dirname(m.source), "twin")
+        fd, twin_fd = os.open(p, os.O_RDWR), os.open(twin, os.O_RDWR | os.O_CREAT)
+
+        def check(mode, off, length, state):
+            """The state of the file's chunks before the call; None: nothing is on the device."""
+            case = (hex(mode), off, length, state)
+            for f in (fd, twin_fd):
+                os.ftruncate(f, 0), os.pwrite(f, data_of(size, 3), 0)
+            if state == "CLEAN":
+                command(HMMFS, "prefetch", p)
+            if state == "DIRTY":
+                with leased(fd, EXCLUSIVE) as r:
+                    for at in (110, CHUNK - 5, size - 2):
+                        r.store(at, b"*")
+                        os.pwrite(twin_fd, b"*", at)
+            if state:
+                assert states(fd) == {0: state, 1: state, 2: state}, (case, states(fd))
+            got = fallocate(fd, mode, off, length)
+            if mode & ~FUSE_PASSES_ON:
+                assert got in (errno.EOPNOTSUPP, errno.EINVAL), (case, got)
+            else:
+                want = fallocate(twin_fd, mode, off, length)
+                assert got == want, (case, got, want)
+            with open(twin, "rb") as f:
+                data = f.read()
+            assert os.fstat(fd).st_size == len(data), case
+            assert os.pread(fd, len(data) + 1, 0) == data, case
+            os.fsync(fd)
+            assert m.backing("f") == data, case
+
+        for mode in (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE, COLLAPSE_RANGE,
+                     INSERT_RANGE, UNSHARE_RANGE, KEEP_SIZE | UNSHARE_RANGE, 1 << 20):
+            for off, length in ranges[:2] if mode & ~FUSE_PASSES_ON else ranges:
+                for state in (None, "CLEAN", "DIRTY"):
+                    check(mode, off, length, state)
+        os.close(fd), os.close(twin_fd)
         m.umount()

@@ -1,7 +1,11 @@
 """tests_command.py - the hmmfs command: kernels, status, map."""
-import os
+import json, os, struct
 from device import EXCLUSIVE, leased
 from harness import CAPACITY, CHUNK, DEVICE, HMMFS, command, data_of, mounted
+
+
+def occurrences(data, pattern):
+    return sum(data.startswith(pattern, i) for i in range(len(data)))
 
 
 def larger_than_the_capacity_is_streamed():
@@ -21,9 +25,58 @@ def built_in_kernels_are_right():
         assert str(sum(b)) in command(HMMFS, "run", "sum", p)
         assert str(b.count(b"\x07")) in command(HMMFS, "run", "count", "\x07", p)
         command(HMMFS, "run", "fill", "7", p, "--range", f"{CHUNK - 3}:9")
-        command(HMMFS, "run", "histogram", p, "--json")
         with open(p, "rb") as f:
             assert f.read() == b[:CHUNK - 3] + b"\7" * 9 + b[CHUNK + 6:]
+
+
+def results_are_those_of_the_range_in_every_form():
+    """Built-in kernels as text, JSON and --out, of whole files, of ranges, and of more than the device holds."""
+    histogram = lambda b: [b.count(bytes([i])) for i in range(256)]
+    with mounted() as m:
+        b, large = data_of(3 * CHUNK + 5), data_of(2 * CAPACITY + 7, 9)
+        p, q = m.put("f", b), m.put("large", large)
+        out = os.path.join(os.path.dirname(m.source), "out")
+        for path, data in ((p, b), (q, large)):
+            across = data[CHUNK - 1:CHUNK + 1]  # occurs at the border of each two chunks
+            for off, n in ((0, len(data)), (0, 1), (CHUNK - 1, 2), (1, 2 * CHUNK), (len(data) - 1, 1), (CHUNK, CHUNK)):
+                part = data[off:off + n]
+                more = ["--range", f"{off}:{n}", "--json", "--out", out, path]
+                result = lambda *kernel: json.loads(command(HMMFS, "run", *kernel, *more))[0]
+                for kernel, want in ((["histogram"], histogram(part)), (["sum"], sum(part)), (["count", across.decode()], occurrences(part, across))):
+                    said = result(*kernel)
+                    assert (said["result"], said["bytes"]) == (want, n), (kernel, off, n)
+                    with open(out, "rb") as f:
+                        assert f.read() == struct.pack("256Q", *want) if kernel == ["histogram"] else struct.pack("Q", want)
+        text = command(HMMFS, "run", "histogram", p)
+        assert text == "".join(f"{p}: {i:3} {n}\n" for i, n in enumerate(histogram(b)) if n)
+        for wrong in ("0:0", "5", "a:b", f"{len(b)}:1", f"0:{len(b) + 1}", "-1:3"):
+            assert "--range" in command(HMMFS, "run", "sum", p, "--range", wrong, ok=(2,)), wrong
+        command(HMMFS, "run", "fill", "7", q, "--range", f"{CHUNK - 3}:{CAPACITY + 9}")
+        command(HMMFS, "run", "xor", "255", q, "--range", f"{CAPACITY - 1}:2")
+        want = bytearray(large)
+        want[CHUNK - 3:CHUNK + CAPACITY + 6] = b"\7" * (CAPACITY + 9)
+        want[CAPACITY - 1:CAPACITY + 1] = b"\xf8\xf8"
+        m.umount()
+        assert m.backing("large") == want and m.backing("f") == b
+
+
+def out_of_a_kernel_of_ones_own_and_of_several_files_is_written():
+    with mounted() as m:
+        b = data_of(CHUNK + 5)
+        p, q = m.put("f", b), m.put("g", data_of(100, 7))
+        cl, out = (os.path.join(os.path.dirname(m.source), n) for n in ("k.cl", "out"))
+        with open(cl, "w") as f:
+            f.write("__kernel void first(__global uchar *d, ulong n, int add, __global uchar *o)"
+                    "{ulong i=get_global_id(0); if(i<8) o[i]=d[i]+add;}\n")
+        command(HMMFS, "run", cl + ":first", p, q, "--arg", "int:3", "--arg", "out:8", "--items", "8", "--shared", "--out", out)
+        with open(out, "rb") as f:
+            assert f.read() == bytes((x + 3) & 255 for x in b[:8] + data_of(8, 7))
+        # a range's first byte is data[0], wherever in a chunk it lies
+        command(HMMFS, "run", cl + ":first", p, "--range", f"{CHUNK - 3}:8", "--arg", "int:1", "--arg", "out:8", "--shared", "--out", out)
+        with open(out, "rb") as f:
+            assert f.read() == bytes((x + 1) & 255 for x in b[CHUNK - 3:CHUNK + 5])
+        m.umount()
+        assert m.backing("f") == b
 
 
 def ones_own_kernels_run_and_fail_alone():

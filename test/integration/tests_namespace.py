@@ -1,5 +1,5 @@
 """tests_namespace.py - programs and system calls that have nothing to do with the device."""
-import ctypes, ctypes.util, errno, fcntl, mmap, os, stat
+import ctypes, ctypes.util, errno, fcntl, mmap, os, socket, stat
 from harness import CHUNK, HMMFS, command, data_of, mounted
 
 
@@ -76,3 +76,62 @@ def operations_beyond_the_ordinary_work():
             f.write("still here"), f.flush()
             assert g.read() == "still here"
         m.umount()
+
+
+def special_files_and_whiteouts_are_what_they_are_on_the_backing():
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def outcome(call, *args):
+        try:
+            call(*args)
+        except OSError as e:
+            return e.errno
+
+    def rename(a, b, flags):
+        if libc.renameat2(-100, a.encode(), -100, b.encode(), flags):
+            raise OSError(ctypes.get_errno(), "renameat2")
+
+    def calls_in(d):
+        """What each call said, and then what is there."""
+        at = lambda name: os.path.join(d, name)
+        for name in ("a", "b", "victim"):
+            with open(at(name), "wb") as f:
+                f.write(data_of(CHUNK + 1, ord(name[0])))
+        os.mkdir(at("dir"))
+        if d == m.point:
+            command(HMMFS, "prefetch", at("a"), at("b"), at("victim"))
+        open_victim = os.open(at("victim"), os.O_RDONLY)
+        said = [outcome(os.mknod, at("char"), stat.S_IFCHR | 0o640, os.makedev(1, 7)),
+                outcome(os.mknod, at("block"), stat.S_IFBLK | 0o600, os.makedev(7, 1000)),
+                outcome(os.mknod, at("fifo"), stat.S_IFIFO | 0o622), outcome(os.mknod, at("socket"), stat.S_IFSOCK | 0o755),
+                outcome(os.mknod, at("file"), stat.S_IFREG | 0o604), outcome(os.mknod, at("file"), stat.S_IFREG | 0o604),
+                outcome(os.mknod, at("zero"), stat.S_IFCHR | 0o666, os.makedev(0, 0)),
+                outcome(rename, at("a"), at("a2"), WHITEOUT), outcome(rename, at("b"), at("victim"), WHITEOUT),
+                outcome(rename, at("dir"), at("dir2"), WHITEOUT), outcome(rename, at("fifo"), at("fifo2"), WHITEOUT | NOREPLACE),
+                outcome(rename, at("a2"), at("victim"), WHITEOUT | NOREPLACE), outcome(rename, at("none"), at("x"), WHITEOUT),
+                outcome(rename, at("a2"), at("victim"), EXCHANGE | WHITEOUT), outcome(rename, at("a2"), at("x"), 64)]
+        assert os.pread(open_victim, 9, 0) == data_of(9, ord("v"))
+        os.close(open_victim)
+        s = socket.socket(socket.AF_UNIX)
+        s.bind(at("bound")), s.close()
+        there = {}
+        for name in sorted(os.listdir(d)):
+            st = os.lstat(at(name))
+            there[name] = (oct(st.st_mode), st.st_rdev, st.st_nlink, st.st_uid, st.st_gid, st.st_size if stat.S_ISREG(st.st_mode) else 0)
+            if stat.S_ISREG(st.st_mode):
+                with open(at(name), "rb") as f:
+                    there[name] += (f.read(),)
+        return said, there
+
+    WHITEOUT, NOREPLACE, EXCHANGE = 4, 1, 2
+    with mounted() as m:
+        twin = os.path.join(os.path.dirname(m.source), "twin")
+        os.mkdir(twin)
+        want, got = calls_in(twin), calls_in(m.point)
+        assert got == want, (got, want)
+        # what a reader and a writer of a fifo say to each other is the kernel's; that it opens is ours
+        fifo = os.open(m.path("fifo2"), os.O_RDWR)
+        assert os.write(fifo, b"through") == 7 and os.read(fifo, 9) == b"through"
+        os.close(fifo)
+        m.umount()
+        assert sorted(os.listdir(m.source)) == sorted(want[1])
