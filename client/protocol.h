@@ -3,7 +3,7 @@
  *
  * The way in is an ioctl on a file (or directory) of the mount that the application has open: FUSE tells the daemon which
  * inode it is and whether it is open for writing, so that the open file is the permission. The answer is a token that
- * works once, for ten seconds, and the path of the control socket (SOCK_SEQPACKET). WIRE_HELLO with the token makes the
+ * works once, for ten seconds, for the user who asked, and the path of the control socket (SOCK_SEQPACKET). WIRE_HELLO with the token makes the
  * connection a session bound to that file. When the socket closes, all leases of the session end.
  *
  * Every request is one struct wire_request; WIRE_RUN is followed, in the same message, by struct wire_run. Every

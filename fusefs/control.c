@@ -61,7 +61,7 @@ void control_ioctl(struct control *control, fuse_req_t req, struct inode *inode,
 	pthread_mutex_lock(&control->mutex);
 	ticket = choose_slot_locked(control);
 	old = ticket->inode;
-	*ticket = (struct ticket){.inode = inode, .is_writable = is_writable,
+	*ticket = (struct ticket){.inode = inode, .is_writable = is_writable, .uid = fuse_req_ctx(req)->uid,
 				  .expires_ns = clock_ns() + UINT64_C(1000000000) * TICKET_SECONDS};
 	memcpy(ticket->token, answer.token, sizeof(ticket->token));
 	pthread_mutex_unlock(&control->mutex);
@@ -81,7 +81,7 @@ static bool is_same_token(const uint8_t *a, const uint8_t *b)
 }
 
 /* The reference goes to the caller. */
-bool control_redeem(struct control *control, const uint8_t *token, struct inode **inode, bool *is_writable)
+bool control_redeem(struct control *control, const uint8_t *token, uid_t uid, struct inode **inode, bool *is_writable)
 {
 	struct inode *found = NULL;
 	bool has_expired = false;
@@ -90,7 +90,7 @@ bool control_redeem(struct control *control, const uint8_t *token, struct inode 
 	for (size_t i = 0; i < TICKETS_MAX; i++) {
 		struct ticket *ticket = &control->tickets[i];
 
-		if (ticket->inode != NULL && is_same_token(ticket->token, token)) {
+		if (ticket->inode != NULL && is_same_token(ticket->token, token) && ticket->uid == uid) {
 			found = ticket->inode;
 			*is_writable = ticket->is_writable;
 			has_expired = clock_ns() > ticket->expires_ns;

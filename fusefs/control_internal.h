@@ -15,6 +15,7 @@ struct ticket {
 	uint8_t token[WIRE_TOKEN_BYTES];
 	struct inode *inode; /* referenced; NULL: the slot is free */
 	bool is_writable;
+	uid_t uid; /* who asked for it, and alone may use it */
 	uint64_t expires_ns;
 };
 
@@ -66,7 +67,7 @@ struct message {
 };
 
 /* control.c */
-bool control_redeem(struct control *control, const uint8_t *token, struct inode **inode, bool *is_writable);
+bool control_redeem(struct control *control, const uint8_t *token, uid_t uid, struct inode **inode, bool *is_writable);
 void control_session_ended(struct session *session); /* frees it */
 
 /* control_session.c */

@@ -181,8 +181,9 @@ static int hello(struct session *session, const struct wire_request *request, st
 	struct wire_hello answer = {.owner_uid = fs->owner, .daemon_pid = (uint32_t)getpid()};
 	struct stat st;
 
-	if (session->inode != NULL || !control_redeem(session->control, request->token, &session->inode, &session->is_writable))
-		return -EPROTO; /* said twice, or a token that is used up, old or made up */
+	if (session->inode != NULL || 
+	    !control_redeem(session->control, request->token, session->peer.uid, &session->inode, &session->is_writable))
+		return -EPROTO; /* said twice, or a token that is used up, old, made up or another user's */
 	if (S_ISREG(session->inode->type))
 		session->file = inode_cache_file(session->inode);
 	cache_get_status(fs->cache, &status);

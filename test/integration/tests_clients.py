@@ -1,5 +1,5 @@
 """tests_clients.py - clients of the control socket: what they are told, and what they can't do to others."""
-import ctypes, errno, fcntl, os, socket, struct, subprocess, sys
+import ctypes, errno, fcntl, os, socket, struct, subprocess, sys, traceback
 from device import EXCLUSIVE, SHARED, Region, cannot_address, leased
 from harness import CHUNK, data_of, mounted, raises
 
@@ -78,9 +78,64 @@ def is_closed(s):
 def say_hello(token, path):
     s = connected(path)
     s.send(request(HELLO, token))
-    answer = s.recv(4096)
-    s.close()
-    return answer
+    with s:
+        return s.recv(4096)
+
+
+def as_nobody(call):
+    """Makes the call in a child that has become another user; its exit status: 0, or the errno of what it raised."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([]), os.setgid(65534), os.setuid(65534)
+            call()
+            os._exit(0)
+        except OSError as e:
+            os._exit(e.errno)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(255)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def other_users_get_no_further_than_the_mount_allows():
+    if os.geteuid() != 0:
+        return "needs root to become another user"
+    with mounted() as m:
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
+        token, path = ticket_of(fd)
+        assert as_nobody(lambda: connected(path)) == errno.EACCES
+        assert as_nobody(lambda: os.listdir(m.point)) == errno.EACCES
+        assert len(say_hello(token, path)) > 100
+        os.close(fd)
+        m.umount()
+
+
+def another_users_ticket_does_not_work():
+    if os.geteuid() != 0:
+        return "needs root to become another user"
+    with mounted(allow_other=True) as m:
+        os.chmod(os.path.dirname(m.source), 0o711)
+        os.chmod(m.source, 0o755)
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
+        os.chmod(m.path("f"), 0o644)
+        (token, path), r = ticket_of(fd), Region(fd, 0, CHUNK).begin(EXCLUSIVE)
+        r.store(0, b"mine")
+
+        def steal():
+            for stolen in (token, bytes(16)):
+                assert say_hello(stolen, path) == b""
+            assert len(say_hello(*ticket_of(os.open(m.path("f"), os.O_RDONLY)))) > 100
+            with connected(path) as s:
+                s.send(b"nonsense")
+                assert is_closed(s)
+            raises(errno.EACCES, os.open, m.path("f"), os.O_RDWR)
+        assert as_nobody(steal) == 0
+        r.end(), r.close()
+        assert len(say_hello(token, path)) > 100  # the attempt has not used it up
+        assert os.pread(fd, 4, 0) == b"mine"
+        os.close(fd)
+        m.umount()
 
 
 def a_ticket_works_once():
