@@ -147,9 +147,7 @@ static void show_progress(struct fusefs *fs, uint64_t total)
 
 	cache_get_status(fs->cache, &status);
 	left = status.dirty_bytes < total ? status.dirty_bytes : total;
-	fprintf(stderr, "\rhmmfs: writing back: %llu of %llu MiB ", (unsigned long long)(total - left) >> 20,
-		(unsigned long long)total >> 20);
-	fflush(stderr);
+	log_progress("writing back: %.1f of %.1f MiB", (double)(total - left) / (1 << 20), (double)total / (1 << 20));
 }
 
 static void write_everything_back(struct fusefs *fs)
@@ -181,7 +179,7 @@ static void write_everything_back(struct fusefs *fs)
 		}
 		pthread_mutex_unlock(&final.mutex);
 		pthread_join(thread, NULL);
-		fputc('\n', stderr);
+		log_progress_end();
 	}
 	cache_get_status(fs->cache, &status);
 	if (status.dirty_bytes > 0)

@@ -34,6 +34,9 @@ void fusefs_options_finish(struct fusefs_options *options);
 
 /* log.c */
 __attribute__((format(printf, 2, 3))) void log_line(int priority, const char *format, ...);
+/* On a terminal: a line that the next log_progress replaces, until log_progress_end or a log line ends it. */
+__attribute__((format(printf, 1, 2))) void log_progress(const char *format, ...);
+void log_progress_end(void);
 void log_open(bool is_foreground);
 
 #endif

@@ -1,5 +1,5 @@
 """harness.py - a real mount for a test: its own source, mount point and daemon, gone when the test ends, however it ends."""
-import contextlib, errno, json, os, shutil, subprocess, tempfile
+import contextlib, errno, json, os, shutil, subprocess, tempfile, time
 
 BUILD = os.environ.get("HMMFS_TEST_BUILD", "")
 HMMFS = os.path.join(BUILD, "tools/hmmfs") if BUILD else "hmmfs"
@@ -42,10 +42,9 @@ def raises(number, call, *args):
 
 def wait_until(holds, what):
     """Asks until it holds. The limit is for what will never hold: that is a failure, not a timing."""
-    for _ in range(10000):
-        if holds():
-            return
-    raise AssertionError(f"never: {what}")
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, f"never: {what}"
 
 
 def windows(length, window=CAPACITY):
@@ -62,10 +61,12 @@ class Mount:
         self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items())
         self.daemon = None
 
-    def start(self):
+    def start(self, terminal=None):
         self.daemon = subprocess.Popen([HMMFS, "mount", self.source, self.point, "-f", "-o", self.options],
-                                       stderr=subprocess.PIPE, start_new_session=True)
-        for line in self.daemon.stderr:  # the daemon says when it serves
+                                       stderr=subprocess.PIPE if terminal is None else terminal, start_new_session=True)
+        if terminal is not None:
+            wait_until(lambda: os.path.ismount(self.point) or self.daemon.poll() is not None, "the daemon serves")
+        for line in self.daemon.stderr or []:  # the daemon says when it serves
             self.first_line = line.decode()
             if os.path.ismount(self.point):
                 break
@@ -96,7 +97,8 @@ class Mount:
         assert self.wait() == 0, "the daemon's exit status"
 
     def wait(self):
-        self.daemon.stderr.close()
+        if self.daemon.stderr:
+            self.daemon.stderr.close()
         return self.daemon.wait(timeout=60)
 
     def clean(self):

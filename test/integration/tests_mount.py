@@ -1,5 +1,5 @@
 """tests_mount.py - mounting, and unmounting without loss."""
-import errno, os, pwd, shutil, signal, subprocess, tempfile
+import errno, os, pty, pwd, shutil, signal, subprocess, tempfile
 from device import EXCLUSIVE, Region
 from harness import BUILD, CAPACITY_CHUNKS, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises, windows
 
@@ -47,6 +47,38 @@ def a_second_signal_loses_nothing():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             m.daemon.send_signal(number)
         assert m.wait() == 0
+        assert m.backing("f") == want
+
+
+def lines_on(terminal):
+    """What was written to a terminal that nobody has open any more."""
+    said = b""
+    while True:
+        try:
+            said += os.read(terminal, 4096)
+        except OSError as e:  # a terminal's end of file
+            assert e.errno == errno.EIO
+            return said.decode().split("\r\n")
+
+
+def unmount_shows_its_progress_on_a_terminal():
+    with mounted(writeback_interval="0") as m:
+        m.umount()
+        terminal, daemons = pty.openpty()
+        m.start(daemons)
+        os.close(daemons)
+        want = dirty_chunks(m, 24, b"progress")
+        m.daemon.send_signal(signal.SIGTERM)
+        assert m.wait() == 0
+        said = lines_on(terminal)
+        os.close(terminal)
+        total = f"{min(24, CAPACITY_CHUNKS) * CHUNK / (1 << 20):.1f}"
+        first = said.index("hmmfs: Terminated: writing everything back before the end")
+        line, *after = said[first + 1:]
+        assert after == [""], said
+        states = line.split("\r")  # each replaces the one before
+        assert states[0] == "" and states[-1] == f"hmmfs: writing back: {total} of {total} MiB", said
+        assert all(s.startswith("hmmfs: writing back: ") and s.endswith(f" of {total} MiB") for s in states[1:]), said
         assert m.backing("f") == want
 
 
