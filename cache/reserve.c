@@ -21,6 +21,7 @@ struct reservation {
 
 static void end(struct reservation *reservation, int status)
 {
+	atomic_fetch_add(&reservation->file->write_generation, 1); /* the backing's ctime has moved: not by others */
 	reservation->done(reservation->file, reservation->user, status);
 	free(reservation);
 }

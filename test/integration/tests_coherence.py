@@ -1,6 +1,6 @@
 """tests_coherence.py - what leases, mappings, reads and writes of one file see of each other."""
 import errno, mmap, os, subprocess, sys
-from device import EXCLUSIVE, Region, address_of, cannot_address, leased
+from device import EXCLUSIVE, SHARED, Region, address_of, cannot_address, leased, states
 from harness import CHUNK, data_of, mounted, raises, wait_until, windows
 
 SIZES = [0, 1, 4095, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 20 * CHUNK + 5]
@@ -137,6 +137,19 @@ def private_mapping_keeps_its_stores_to_itself():
             r.store(CHUNK, b"shared")
         assert p[0:7] == b"private" and p[CHUNK:CHUNK + 6] == b"shared"
         p.close(), os.close(fd)
+        m.umount()
+
+
+def opening_a_file_under_a_lease_keeps_its_other_chunks():
+    """The lease's reservation of blocks moves the backing's ctime: our own doing, and no reason to drop anything."""
+    with mounted(writeback_interval="0") as m:
+        fd = os.open(m.put("f", data_of(3 * CHUNK)), os.O_RDWR)
+        with leased(fd, SHARED):
+            pass
+        with leased(fd, EXCLUSIVE, 0, CHUNK):
+            os.close(os.open(m.path("f"), os.O_RDONLY))
+            assert states(fd) == {0: "DIRTY", 1: "CLEAN", 2: "CLEAN"}, states(fd)
+        os.close(fd)
         m.umount()
 
 
