@@ -306,14 +306,19 @@ struct file_sync {
 	bool is_flush, is_datasync;
 };
 
-/* Each descriptor is told of an error once: the sample is its own. */
-static int take_error(struct handle *handle)
+/* Each descriptor is told of an error once: the sample is its own. A flush tells and does not count: it may be a child's
+ * that closes its copies before exec, and nobody looks at what that close returned. */
+static int take_error(struct handle *handle, bool is_flush)
 {
 	struct cache_file *file = inode_cache_file(handle->inode);
+	uint32_t sample;
 	int err;
 
 	pthread_mutex_lock(&handle->lock);
-	err = cache_file_error_check(file, &handle->error_sample);
+	sample = handle->error_sample;
+	err = cache_file_error_check(file, &sample);
+	if (!is_flush)
+		handle->error_sample = sample;
 	pthread_mutex_unlock(&handle->lock);
 	return err;
 }
@@ -334,7 +339,7 @@ static int sync_backing(const struct file_sync *sync)
 static void device_is_flushed(void *user, int status)
 {
 	struct file_sync *sync = user;
-	int err = take_error(sync->handle);
+	int err = take_error(sync->handle, sync->is_flush);
 	int backing_err = sync_backing(sync);
 
 	if (err == 0 && status == -ENOMEM)
