@@ -1,7 +1,7 @@
 """tests_failures.py - a backing that is full or fails."""
-import errno, os, subprocess
-from device import EXCLUSIVE, SHARED, Region
-from harness import CHUNK, command, mounted, raises
+import contextlib, errno, os, signal, subprocess
+from device import EXCLUSIVE, SHARED, Region, leased, states
+from harness import BUILD, CAPACITY, CHUNK, HMMFS, command, data_of, mounted, raises, wait_until
 
 
 def full_disk_refuses_the_exclusive_lease():
@@ -20,3 +20,134 @@ def full_disk_refuses_the_exclusive_lease():
         finally:
             m.clean()
             subprocess.run(["umount", "-l", m.source])
+
+
+# ---- a backing that fails when told to ----
+
+class Disk:
+    """The directory behind failing_fs (failing_fs.c), which is the mount's source."""
+    def __init__(self, scratch):
+        self.files, self.control = os.path.join(scratch, "disk"), os.path.join(scratch, "control")
+        os.mkdir(self.files), os.mkdir(self.control)
+
+    @contextlib.contextmanager
+    def failing(self, call, number):
+        path = os.path.join(self.control, call)
+        with open(path + ".new", "w") as f:
+            f.write(str(number))
+        os.rename(path + ".new", path)
+        try:
+            yield
+        finally:
+            os.unlink(path)
+
+    def put(self, name, data):
+        with open(os.path.join(self.files, name), "wb") as f:
+            f.write(data)
+
+    def get(self, name):
+        with open(os.path.join(self.files, name), "rb") as f:
+            return f.read()
+
+
+@contextlib.contextmanager
+def mounted_on_a_disk(**options):
+    with mounted(**options) as m:
+        m.umount()
+        disk = Disk(os.path.dirname(m.source))
+        server = subprocess.Popen([os.path.join(BUILD, "test/integration/failing_fs"), disk.files, disk.control, m.source])
+        try:
+            wait_until(lambda: os.path.ismount(m.source) or server.poll() is not None, "failing_fs serves")
+            m.start()
+            yield m, disk
+        finally:
+            m.clean()
+            subprocess.run(["fusermount3", "-u", "-z", m.source])
+            server.wait()
+
+
+def failed_writeback_is_told_to_each_descriptor_once_and_loses_nothing():
+    """In this process alone: a child that ends closes its copies of the descriptors, which writes back."""
+    if not BUILD:
+        return "needs failing_fs, which is built and not installed"
+    for number in (errno.EIO, errno.ENOSPC):
+        with mounted_on_a_disk(writeback_interval="0") as (m, disk):
+            old, new = data_of(2 * CHUNK + 5), bytearray(data_of(2 * CHUNK + 5))
+            disk.put("f", old)
+            a, b, c, d = (os.open(m.path("f"), os.O_RDWR) for _ in range(4))
+            reader = os.open(m.path("f"), os.O_RDONLY)
+            with leased(a, EXCLUSIVE) as r:
+                for at in (0, CHUNK, 2 * CHUNK + 4):
+                    r.store(at, b"!")
+                    new[at] = ord("!")
+            with disk.failing("write", number):
+                raises(number, os.fsync, a)
+                assert set(states(a).values()) == {"DIRTY"} and disk.get("f") == old
+                raises(number, os.close, d)
+                assert set(states(a).values()) == {"DIRTY"} and disk.get("f") == old
+                assert os.pread(reader, len(new), 0) == new
+                late = os.open(m.path("f"), os.O_RDWR)
+            raises(number, os.fsync, a)  # the attempt that the close made
+            assert set(states(a).values()) == {"CLEAN"} and disk.get("f") == new
+            os.fsync(a), os.fsync(late)
+            raises(number, os.close, os.dup(b))  # a copy, such as a child's
+            for fd in (b, reader):
+                raises(number, os.fdatasync, fd)
+                os.fsync(fd)
+            raises(number, os.close, c)
+            for fd in (a, b, late, reader):
+                os.close(fd)
+            assert m.status()["counters"]["writeback_errors"] > 0
+            m.umount()
+            assert disk.get("f") == new
+
+
+def failed_fsync_of_the_backing_is_told():
+    if not BUILD:
+        return "needs failing_fs, which is built and not installed"
+    with mounted_on_a_disk(writeback_interval="0") as (m, disk):
+        disk.put("f", data_of(2 * CHUNK))
+        a, b = (os.open(m.path("f"), os.O_RDWR) for _ in range(2))
+        with leased(a, EXCLUSIVE) as r:
+            r.store(0, b"!")
+        with disk.failing("fsync", errno.EIO):
+            for fd in (a, b):
+                raises(errno.EIO, os.fsync, fd)
+        for fd in (a, b):
+            os.fsync(fd), os.close(fd)
+        m.umount()
+        assert disk.get("f") == b"!" + data_of(2 * CHUNK)[1:]
+
+
+def failing_reads_fail_the_lease_and_the_mount_goes_on():
+    if not BUILD:
+        return "needs failing_fs, which is built and not installed"
+    with mounted_on_a_disk() as (m, disk):
+        data = data_of(3 * CHUNK)
+        for name in ("f", "g", "other"):
+            disk.put(name, data)
+        f, g, other = (os.open(m.path(name), os.O_RDWR) for name in ("f", "g", "other"))
+        with leased(other, EXCLUSIVE, 0, CHUNK) as r:
+            r.store(0, b"!")
+        with leased(f, SHARED, CHUNK, CHUNK):  # in the middle of it is a chunk on the device
+            pass
+        with disk.failing("read", errno.EIO):
+            for mode in (SHARED, EXCLUSIVE):
+                raises(errno.EIO, Region(f, 0, 3 * CHUNK).begin, mode)
+                raises(errno.EIO, Region(g, 5, 1).begin, mode)
+            raises(errno.EIO, os.pread, f, 10, 2 * CHUNK)
+            said = command(HMMFS, "run", "sum", m.path("f"), ok=(1,))
+            assert said.count("\n") == 1 and os.strerror(errno.EIO) in said, said
+            assert os.pread(f, 10, CHUNK) == data[CHUNK:CHUNK + 10]
+            with leased(other, EXCLUSIVE, 0, CHUNK) as r:
+                assert r.load() == b"!" + data[1:CHUNK]
+                r.store(1, b"!")
+            os.fsync(other)
+        assert m.status()["leases"] == 0
+        for fd in (f, g):
+            with leased(fd, SHARED) as r:
+                assert r.load() == data
+        for fd in (f, g, other):
+            os.fsync(fd), os.close(fd)
+        m.umount()
+        assert disk.get("f") == disk.get("g") == data and disk.get("other") == b"!!" + data[2:]
