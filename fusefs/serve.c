@@ -150,7 +150,8 @@ static void show_progress(struct fusefs *fs, uint64_t total)
 	log_progress("writing back: %.1f of %.1f MiB", (double)(total - left) / (1 << 20), (double)total / (1 << 20));
 }
 
-static void write_everything_back(struct fusefs *fs)
+/* 0, or -EIO: bytes are left that can't be written. */
+static int write_everything_back(struct fusefs *fs)
 {
 	struct final_sync final = {.fs = fs, .mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 	struct cache_status status;
@@ -182,9 +183,7 @@ static void write_everything_back(struct fusefs *fs)
 		log_progress_end();
 	}
 	cache_get_status(fs->cache, &status);
-	if (status.dirty_bytes > 0)
-		log_line(LOG_CRIT, "%llu bytes could not be written back and are lost; the lines above name them",
-			 (unsigned long long)status.dirty_bytes);
+	return status.dirty_bytes > 0 ? -EIO : 0;
 }
 
 /* ---- signals ---- */
@@ -221,7 +220,7 @@ static void *watch_signals(void *argument)
 	log_line(LOG_INFO, "%s: writing everything back before the end", strsignal(signal_number));
 	control_stop(fs->control);
 	flush_kernel(fs);
-	write_everything_back(fs);
+	(void)write_everything_back(fs); /* tried again, and told, when the loop has ended */
 	fuse_session_exit(fs->session); /* the loop ends its threads; unmounting is left to the thread that runs it */
 	return NULL;
 }
@@ -333,11 +332,13 @@ static void *raise_readahead_main(void *fs)
 	return NULL;
 }
 
-/* From here on the mount exists; errors before are told. */
-static void serve_mounted(struct fusefs *fs, struct signal_watch *watch, fusefs_tell tell, void *user)
+/* From here on the mount exists; errors before are told. -EIO: it ended with a loss. */
+static int serve_mounted(struct fusefs *fs, struct signal_watch *watch, fusefs_tell tell, void *user)
 {
 	pthread_t readahead; /* its stat is a request that the loop answers */
 	bool has_readahead = pthread_create(&readahead, NULL, raise_readahead_main, fs) == 0;
+	struct cache_status status;
+	int err;
 
 	announce(fs, tell, user);
 	serve_requests(fs);
@@ -347,8 +348,14 @@ static void serve_mounted(struct fusefs *fs, struct signal_watch *watch, fusefs_
 	pthread_kill(watch->thread, SIGUSR2);
 	pthread_join(watch->thread, NULL);
 	control_stop(fs->control);
-	write_everything_back(fs);
+	err = write_everything_back(fs);
+	if (err < 0) {
+		cache_get_status(fs->cache, &status);
+		log_line(LOG_CRIT, "%llu bytes could not be written back and are lost; the lines above name them",
+			 (unsigned long long)status.dirty_bytes);
+	}
 	fuse_session_unmount(fs->session);
+	return err;
 }
 
 static int tell_error(fusefs_tell tell, void *user, int err, const char *format, ...)
@@ -416,7 +423,7 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 	}
 	err = watch_start(&watch, &fs);
 	if (err == 0)
-		serve_mounted(&fs, &watch, tell, user);
+		err = serve_mounted(&fs, &watch, tell, user);
 	else
 		fuse_session_unmount(fs.session);
 out_control:

@@ -23,7 +23,7 @@ struct fusefs_options {
 };
 
 /* Serves until unmounted. tell is called once: when the mount is ready, with a line that says what it is, or with why there
- * is none (then the return value is a negative errno). */
+ * is none (then the return value is a negative errno; as it is, -EIO, if bytes were lost at the end). */
 typedef void (*fusefs_tell)(void *user, bool is_ready, const char *line);
 int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *user);
 

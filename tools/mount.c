@@ -155,7 +155,7 @@ int command_mount(int argc, char **argv)
 	struct fusefs_options mount_options = {0};
 	struct teller teller = {.fd = -1};
 	char *error;
-	int status = 0;
+	int status = 0, err;
 
 	parse_arguments(&argp, argc, argv, &arguments);
 	if (fusefs_options_parse(&mount_options, arguments.source, arguments.mountpoint, arguments.lists, arguments.n_lists,
@@ -169,8 +169,8 @@ int command_mount(int argc, char **argv)
 	mount_options.is_debug = arguments.is_debug;
 	if (arguments.is_foreground) {
 		log_open(true);
-		fusefs_serve(&mount_options, tell, &teller);
-		status = teller.has_failed ? EXIT_MISUSE : 0;
+		err = fusefs_serve(&mount_options, tell, &teller);
+		status = teller.has_failed ? EXIT_MISUSE : err < 0 ? EXIT_FAILED : 0;
 	} else {
 		status = in_background(&mount_options);
 	}

@@ -1,4 +1,4 @@
-/* umount.c - hmmfs umount: returns when the daemon is gone, and so everything is on the disk. */
+/* umount.c - hmmfs umount: returns when everything is on the disk and the daemon is gone, or says why the mount is still there. */
 #include "tools/commands.h"
 
 #include <ctype.h>
@@ -139,7 +139,8 @@ static int unmount(const char *path)
 int command_umount(int argc, char **argv)
 {
 	static const struct argp argp = {NULL, parse, "MOUNTPOINT",
-					 "Unmount, and wait until everything is on the disk. A mount in use is left alone; its users are named.",
+					 "Unmount, and wait until everything is on the disk. A mount in use is left alone, and its users are named; "
+					 "so is one whose dirty data can't be written back.",
 					 NULL, NULL, NULL};
 	const char *path = NULL;
 	struct hmmfs_session *session;
@@ -153,6 +154,12 @@ int command_umount(int argc, char **argv)
 	fstat(fd, &st);
 	close(fd); /* our own use of it */
 	daemon = (int)syscall(SYS_pidfd_open, hmmfs_info(session)->daemon, 0);
+	err = hmmfs_sync(session);
+	if (err < 0) { /* what can't be written is lost with the mount (R6) */
+		hmmfs_close(session);
+		return fail("%s: left mounted: writing back failed: %s; free or repair the disk, or give the bytes up with fusermount3 -u",
+			    path, strerror(-err));
+	}
 	err = unmount(path);
 	if (err == -EBUSY) {
 		status = fail("%s: in use; end these first:", path);

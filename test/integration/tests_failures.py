@@ -151,3 +151,30 @@ def failing_reads_fail_the_lease_and_the_mount_goes_on():
             os.fsync(fd), os.close(fd)
         m.umount()
         assert disk.get("f") == disk.get("g") == data and disk.get("other") == b"!!" + data[2:]
+
+
+def unmount_that_would_lose_bytes_is_refused_or_told():
+    if not BUILD:
+        return "needs failing_fs, which is built and not installed"
+    with mounted_on_a_disk(writeback_interval="0") as (m, disk):
+        disk.put("f", data_of(2 * CHUNK))
+        fd = os.open(m.path("f"), os.O_RDWR)
+        r = Region(fd, 0, 2 * CHUNK).begin(EXCLUSIVE)
+        r.store(0, b"!")
+        r.end(), r.close()
+        with disk.failing("write", errno.EIO):
+            raises(errno.EIO, os.close, fd)
+            said = command(HMMFS, "umount", m.point, ok=(1,))
+            assert said.count("\n") == 1 and os.strerror(errno.EIO) in said and os.path.ismount(m.point), said
+        command(HMMFS, "umount", m.point)
+        assert m.wait() == 0 and disk.get("f") == b"!" + data_of(2 * CHUNK)[1:]
+
+        m.start()
+        fd = os.open(m.path("f"), os.O_RDWR)
+        r = Region(fd, 0, 2 * CHUNK).begin(EXCLUSIVE)
+        with disk.failing("write", errno.EIO):
+            raises(errno.EIO, os.close, fd)
+            m.daemon.send_signal(signal.SIGTERM)
+            said = m.daemon.stderr.read().decode()
+            assert m.daemon.wait() == 1
+        assert f"{2 * CHUNK} bytes could not be written back and are lost" in said and "source/f: " in said, said
