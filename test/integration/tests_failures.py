@@ -1,7 +1,7 @@
 """tests_failures.py - a backing that is full or fails."""
 import contextlib, errno, os, signal, subprocess
 from device import EXCLUSIVE, SHARED, Region, leased, states
-from harness import BUILD, CAPACITY, CHUNK, HMMFS, command, data_of, mounted, raises, wait_until
+from harness import BUILD, CHUNK, CPU_ACCESS, HMMFS, command, data_of, mounted, raises, wait_until
 
 
 def full_disk_refuses_the_exclusive_lease():
@@ -138,7 +138,8 @@ def failing_reads_fail_the_lease_and_the_mount_goes_on():
             raises(errno.EIO, os.pread, f, 10, 2 * CHUNK)
             said = command(HMMFS, "run", "sum", m.path("f"), ok=(1,))
             assert said.count("\n") == 1 and os.strerror(errno.EIO) in said, said
-            assert os.pread(f, 10, CHUNK) == data[CHUNK:CHUNK + 10]
+            if CPU_ACCESS != "migrate":  # that reads it from the disk on purpose
+                assert os.pread(f, 10, CHUNK) == data[CHUNK:CHUNK + 10]
             with leased(other, EXCLUSIVE, 0, CHUNK) as r:
                 assert r.load() == b"!" + data[1:CHUNK]
                 r.store(1, b"!")
