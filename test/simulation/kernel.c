@@ -313,7 +313,7 @@ int kernel_store(struct sim_file *file, size_t index)
 			page_wait_writeback(page);
 			continue;
 		}
-	} while (page->is_locked || !page->is_uptodate || page->is_writeback);
+	} while (page->is_locked || !page->is_uptodate || page->is_writeback || index >= file->n_pages);
 	now = sim_tick();
 	page->is_dirty = true;
 	page->stamp = stamp_next();
@@ -493,7 +493,7 @@ int kernel_truncate(struct sim_file *file, size_t n_pages)
 	while (file->n_writepages > 0)
 		sim_block(&file->n_writepages);
 	for (size_t i = n_pages; i < file->n_pages; i++)
-		note_store(file, i, 0, sim_tick(), STORE_OPEN, NULL);
+		note_store(file, i, 0, start, STORE_OPEN, NULL);
 	if (fstat(file->disk.memfd, &st) < 0)
 		abort();
 	first = st.st_size < change.off ? st.st_size : change.off;
@@ -528,7 +528,7 @@ int kernel_punch(struct sim_file *file, size_t first, size_t n)
 	start = sim_tick();
 	flush_range(file, first, n);
 	for (size_t i = first; i < first + n; i++)
-		note_store(file, i, 0, sim_tick(), STORE_OPEN, NULL);
+		note_store(file, i, 0, start, STORE_OPEN, NULL);
 	err = request_change(&change, change.off, change.len);
 	if (err == 0)
 		remove_range(file, first, n, start);
