@@ -1,12 +1,14 @@
 /* log.c - log lines: to stderr in the foreground, to syslog as a daemon. */
 #include "fusefs/fusefs.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <syslog.h>
 
 static bool is_to_stderr = true;
-static bool has_progress; /* stderr's lock; its last line is log_progress's, and not ended yet */
+static pthread_mutex_t stderr_lock = PTHREAD_MUTEX_INITIALIZER;
+static bool has_progress; /* stderr_lock: the last line is log_progress's, and not ended yet */
 
 void log_open(bool is_foreground)
 {
@@ -21,12 +23,12 @@ void log_line(int priority, const char *format, ...)
 
 	va_start(args, format);
 	if (is_to_stderr) {
-		flockfile(stderr);
+		pthread_mutex_lock(&stderr_lock);
 		fputs(has_progress ? "\nhmmfs: " : "hmmfs: ", stderr);
 		has_progress = false;
 		vfprintf(stderr, format, args);
 		fputc('\n', stderr);
-		funlockfile(stderr);
+		pthread_mutex_unlock(&stderr_lock);
 	} else {
 		vsyslog(priority, format, args);
 	}
@@ -38,19 +40,19 @@ void log_progress(const char *format, ...)
 	va_list args;
 
 	va_start(args, format);
-	flockfile(stderr);
+	pthread_mutex_lock(&stderr_lock);
 	fputs("\rhmmfs: ", stderr);
 	vfprintf(stderr, format, args);
 	has_progress = true;
-	funlockfile(stderr);
+	pthread_mutex_unlock(&stderr_lock);
 	va_end(args);
 }
 
 void log_progress_end(void)
 {
-	flockfile(stderr);
+	pthread_mutex_lock(&stderr_lock);
 	if (has_progress)
 		fputc('\n', stderr);
 	has_progress = false;
-	funlockfile(stderr);
+	pthread_mutex_unlock(&stderr_lock);
 }

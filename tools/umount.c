@@ -17,6 +17,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+enum { BUSY_TRIES = 50, BUSY_WAIT_MS = 20 };
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
 	const char **path = state->input;
@@ -94,28 +96,33 @@ static const char *how_used(const char *pid, dev_t dev)
 	return NULL;
 }
 
-static void name_users(dev_t dev)
+/* Says who uses the mount. Returns how many they are. */
+static unsigned name_users(dev_t dev, const char *path)
 {
 	DIR *processes = opendir("/proc");
 	struct dirent *entry;
+	unsigned n = 0;
 
 	while (processes != NULL && (entry = readdir(processes)) != NULL) {
-		char path[64], command[64] = "?";
+		char comm_path[64], command[64] = "?";
 		const char *how = isdigit((unsigned char)entry->d_name[0]) ? how_used(entry->d_name, dev) : NULL;
 		FILE *comm;
 
 		if (how == NULL || atoi(entry->d_name) == getpid())
 			continue;
-		snprintf(path, sizeof(path), "/proc/%.16s/comm", entry->d_name);
-		comm = fopen(path, "re");
+		snprintf(comm_path, sizeof(comm_path), "/proc/%.16s/comm", entry->d_name);
+		comm = fopen(comm_path, "re");
 		if (comm != NULL && fgets(command, sizeof(command), comm) != NULL)
 			command[strcspn(command, "\n")] = '\0';
 		if (comm != NULL)
 			fclose(comm);
+		if (n++ == 0)
+			fail("%s: in use; end these first:", path);
 		fprintf(stderr, "hmmfs:   process %s (%s) %s\n", entry->d_name, command, how);
 	}
 	if (processes != NULL)
 		closedir(processes);
+	return n;
 }
 
 /* ---- unmounting ---- */
@@ -146,6 +153,7 @@ int command_umount(int argc, char **argv)
 	struct hmmfs_session *session;
 	struct stat st;
 	int fd, err, daemon, status;
+	unsigned n_users = 0;
 
 	parse_arguments(&argp, argc, argv, &path);
 	status = open_session(path, O_RDONLY | O_DIRECTORY, &fd, &session);
@@ -161,9 +169,15 @@ int command_umount(int argc, char **argv)
 			    path, strerror(-err));
 	}
 	err = unmount(path);
-	if (err == -EBUSY) {
-		status = fail("%s: in use; end these first:", path);
-		name_users(st.st_dev);
+	/* Busy with nobody: somebody looked at a descriptor of it through /proc just now (as name_users does). */
+	for (int i = 0; err == -EBUSY && (n_users = name_users(st.st_dev, path)) == 0 && i < BUSY_TRIES; i++) {
+		poll(NULL, 0, BUSY_WAIT_MS);
+		err = unmount(path);
+	}
+	if (err == -EBUSY && n_users == 0) {
+		status = fail("%s: in use, by a process that can't be seen from here", path);
+	} else if (err == -EBUSY) {
+		status = EXIT_FAILED;
 	} else if (err < 0) {
 		status = fail("%s: %s", path, strerror(-err));
 	} else if (daemon >= 0) {
