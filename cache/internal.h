@@ -57,6 +57,7 @@ struct backing {
 struct invalidation;
 struct lease;
 struct read_request;
+struct write_request;
 struct mutation;
 
 struct sync_batch {
@@ -99,6 +100,8 @@ struct cache_file {
 	struct lease *leases; /* pending and granted, in the order they came */
 	struct task *destroy_task;   /* of cache_file_destroy, once everything else is done */
 	struct read_request *held_reads;
+	struct write_request *writes;    /* in the engine */
+	struct task_list write_waiters;  /* READs of pages that one of them changes */
 	struct invalidation *invalidations;
 	struct mutation *mutations; /* waiting; the first one is under way if is_mutating */
 	bool is_mutating;
@@ -246,6 +249,10 @@ struct invalidation_list {
 };
 int invalidation_add(struct invalidation_list *list, struct chunk *chunk);
 void invalidation_start(struct cache_file *file, struct invalidation_list *list, unsigned round, struct task *then);
+
+/* ---- write.c ---- */
+/* Whether a WRITE under way changes bytes of the range. */
+bool write_overlaps(struct cache_file *file, off_t off, off_t end);
 
 /* ---- read.c ---- */
 /* Whether an invalidation in flight may be waiting for the READ's pages. */

@@ -55,7 +55,7 @@ static void read_unhold(struct read_request *request)
 	DL_DELETE2(request->file->cache->overdue, request, all_prev, all_next);
 }
 
-static void read_hold(struct read_request *request, struct chunk *chunk)
+static void read_hold(struct read_request *request, struct task_list *list)
 {
 	struct cache *cache = request->file->cache;
 
@@ -67,7 +67,7 @@ static void read_hold(struct read_request *request, struct chunk *chunk)
 		if (request->io->held_since_ns == 0)
 			request->io->held_since_ns = now_ns();
 	}
-	chunk_park(chunk, &request->task);
+	task_list_append(list, &request->task);
 }
 
 static void give_back(struct cache *cache, char *buffer)
@@ -238,7 +238,7 @@ static bool start_migration(struct read_request *request, struct chunk *chunk)
 	request->file->cache->stats.migrations_back++;
 	if (action == DO_DROP || action == DO_NOTHING)
 		return false;
-	read_hold(request, chunk);
+	read_hold(request, &chunk->parked);
 	return true;
 }
 
@@ -248,6 +248,12 @@ static bool is_let_in(struct read_request *request)
 	struct cache *cache = request->file->cache;
 	uint64_t last = (uint64_t)(request->io->off + (off_t)request->len - 1) >> cache->chunk_shift;
 
+	/* The kernel may have dropped a page whose WRITE is under way; its READ must not come back with what was before. A
+	 * WRITE waits for disk and device alone (R1), and so does this. */
+	if (write_overlaps(request->file, request->io->off, request->io->off + (off_t)request->len)) {
+		read_hold(request, &request->file->write_waiters);
+		return false;
+	}
 	for (uint64_t index = (uint64_t)request->io->off >> cache->chunk_shift; index <= last; index++) {
 		struct chunk *chunk = chunk_find(request->file, index);
 
@@ -261,7 +267,7 @@ static bool is_let_in(struct read_request *request)
 				return false;
 			break;
 		case DO_WAIT:
-			read_hold(request, chunk);
+			read_hold(request, &chunk->parked);
 			return false;
 		default:
 			break;

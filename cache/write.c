@@ -13,9 +13,11 @@
 
 struct write_request {
 	struct task task;
+	struct write_request *prev, *next; /* file->writes */
 	struct cache_io *io;
 	struct cache_file *file;
 	unsigned outstanding;
+	bool is_listed;
 	int status;
 };
 
@@ -39,13 +41,29 @@ static off_t segment_file_offset(const struct write_segment *segment)
 static void write_end(struct write_request *request)
 {
 	struct cache_io *io = request->io;
+	struct cache_file *file = request->file;
+	struct task *reader;
 
 	if (--request->outstanding > 0)
 		return;
+	DL_DELETE(file->writes, request);
+	while ((reader = task_list_take(&file->write_waiters)) != NULL)
+		engine_ready(file->cache, reader);
 	io->done_bytes = request->status < 0 ? 0 : io->len;
 	io->op.done(&io->op, request->status);
-	file_leave(request->file);
+	file_leave(file);
 	free(request);
+}
+
+bool write_overlaps(struct cache_file *file, off_t off, off_t end)
+{
+	struct write_request *request;
+
+	DL_FOREACH(file->writes, request) {
+		if (request->io->off < end && request->io->off + (off_t)request->io->len > off)
+			return true;
+	}
+	return false;
 }
 
 static void segment_end(struct write_segment *segment, int status)
@@ -277,6 +295,10 @@ static void write_task(struct cache *cache, struct task *task)
 	off_t end = request->io->off + (off_t)request->io->len;
 
 	(void)cache;
+	if (!request->is_listed) {
+		request->is_listed = true;
+		DL_APPEND(file->writes, request);
+	}
 	if (!file_is_ready(file, task))
 		return;
 	request->outstanding = 1;
