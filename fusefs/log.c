@@ -7,8 +7,8 @@
 #include <syslog.h>
 
 static bool is_to_stderr = true;
-static pthread_mutex_t stderr_lock = PTHREAD_MUTEX_INITIALIZER;
-static bool has_progress; /* stderr_lock: the last line is log_progress's, and not ended yet */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* one line at a time */
+static bool has_progress; /* mutex; stderr's last line is log_progress's, and not ended yet */
 
 void log_open(bool is_foreground)
 {
@@ -23,12 +23,12 @@ void log_line(int priority, const char *format, ...)
 
 	va_start(args, format);
 	if (is_to_stderr) {
-		pthread_mutex_lock(&stderr_lock);
+		pthread_mutex_lock(&mutex);
 		fputs(has_progress ? "\nhmmfs: " : "hmmfs: ", stderr);
 		has_progress = false;
 		vfprintf(stderr, format, args);
 		fputc('\n', stderr);
-		pthread_mutex_unlock(&stderr_lock);
+		pthread_mutex_unlock(&mutex);
 	} else {
 		vsyslog(priority, format, args);
 	}
@@ -40,19 +40,19 @@ void log_progress(const char *format, ...)
 	va_list args;
 
 	va_start(args, format);
-	pthread_mutex_lock(&stderr_lock);
+	pthread_mutex_lock(&mutex);
 	fputs("\rhmmfs: ", stderr);
 	vfprintf(stderr, format, args);
 	has_progress = true;
-	pthread_mutex_unlock(&stderr_lock);
+	pthread_mutex_unlock(&mutex);
 	va_end(args);
 }
 
 void log_progress_end(void)
 {
-	pthread_mutex_lock(&stderr_lock);
+	pthread_mutex_lock(&mutex);
 	if (has_progress)
 		fputc('\n', stderr);
 	has_progress = false;
-	pthread_mutex_unlock(&stderr_lock);
+	pthread_mutex_unlock(&mutex);
 }

@@ -94,12 +94,11 @@ class Mount:
 
     def umount(self, *how):
         command(*(how or (HMMFS, "umount", self.point)))
-        assert self.wait() == 0, "the daemon's exit status"
+        assert self.wait() == 0, f"the daemon's exit status; it said: {self.said}"
 
     def wait(self):
-        if self.daemon.stderr:
-            self.daemon.stderr.close()
-        return self.daemon.wait(timeout=60)
+        self.said = (self.daemon.communicate(timeout=60)[1] or b"").decode()
+        return self.daemon.returncode
 
     def clean(self):
         if not self.daemon or (self.daemon.poll() is not None and not os.path.ismount(self.point)):
