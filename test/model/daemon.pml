@@ -1,0 +1,250 @@
+/*
+ * daemon.pml - requests in the daemon: read.c, write.c, writeback.c, mutate.c, invalidate.c.
+ *
+ * Each request is carried on by the process that waits for it: its turns of the engine are atomic, and what is between
+ * them (a request on its way, a copy or a disk in flight, an answer on its way) can take any time. step[a] says how far.
+ */
+#define STEP_NEW 0        /* the engine has not let it in (parked[a]: it waits to be resumed) */
+#define STEP_DEVICE 1     /* a copy from or to the device is under way */
+#define STEP_BACKING 2
+#define STEP_RESERVING 3
+#define STEP_ANSWERED 4   /* READ: the answer is on its way, the folios are still locked */
+
+c_code {
+	/* read_task: looks first (peek), then takes part. */
+	static void read_turn(int a)
+	{
+		struct coherence copy_of = now.chunk;
+		struct coherence_context context = {
+			.has_writers = now.has_writable[0] || now.has_writable[1],
+			.migrates_on_read = (FEATURES & MIGRATE) && !now.has_tried_migration[a],
+		};
+		int event = now.overdue[a] ? EVENT_READ_OVERDUE : EVENT_READ;
+		enum coherence_action action = mutated_step(&copy_of, event, &context).action;
+
+		if (action == DO_LEAVE) {
+			is_seen[now.chunk.state][event][action] = 1;
+			table_send(EVENT_LEAVE);
+			now.has_tried_migration[a] = 1;
+			action = now.answer == DO_REFUSE || now.answer == DO_DROP || now.answer == DO_NOTHING ? DO_NOTHING : DO_WAIT;
+		}
+		if (action == DO_WAIT) {
+			is_seen[now.chunk.state][event][action] = 1;
+			now.held[a] = 1;
+			now.parked[a] = 1;
+			now.answer = DO_WAIT;
+			return;
+		}
+		now.held[a] = 0;
+		table_send(event);
+		now.overdue[a] = 0;
+		now.has_tried_migration[a] = 0;
+		now.step[a] = now.answer == DO_BACKING ? 2 : 1;
+	}
+
+	/* invalidation_start: the pages of held READs are cut out (R2). */
+	static void invalidate_for(int a)
+	{
+		now.inv = 1;
+		now.inv_for = a;
+		now.waits_for_inv[a] = 1;
+		now.inv_pages = 3;
+\#if MUTANT != 22
+		for (int i = 0; i < N_ACTORS; i++) {
+			if (now.held[i] && !now.overdue[i])
+				now.inv_pages &= ~now.reading[i];
+		}
+\#endif
+	}
+
+	/* sync_chunk_settled */
+	static void settled(int has_failed)
+	{
+		if (!now.needs_sync)
+			return;
+		now.sync_failed |= has_failed;
+		if (!has_failed && now.needs_snapshot && now.chunk.state == CHUNK_DIRTY) {
+			if (now.chunk.is_writeback) {
+				now.needs_snapshot = 0;
+				return;
+			}
+			table_send(EVENT_SNAPSHOT);
+			if (now.answer == DO_SNAPSHOT) {
+				now.needs_snapshot = 0;
+				return;
+			}
+		}
+		now.needs_sync = 0;
+		now.needs_snapshot = 0;
+	}
+
+	static void sync_start(void)
+	{
+		now.sync_running = 1;
+		if (now.chunk.state != CHUNK_DIRTY)
+			return;
+		now.needs_sync = 1;
+		now.needs_snapshot = now.chunk.is_writeback;
+\#if MUTANT == 14
+		now.needs_snapshot = 0; /* an fsync is content with a snapshot in flight */
+		if (now.chunk.is_writeback)
+			return;
+\#endif
+		if (!now.needs_snapshot) {
+			table_send(EVENT_SNAPSHOT);
+			if (now.answer != DO_SNAPSHOT)
+				settled(0);
+		}
+	}
+}
+
+/* The device's queue for the CPU does one copy after the other: a READ sees the WRITEs before it. (Where progress is asked
+ * for the queue's order would be more to keep; a READ may overtake there, and bytes are not looked at.) */
+#ifdef NPROGRESS
+#define EARLIER_WRITES_DONE true
+#else
+#define EARLIER_WRITES_DONE c_expr { now.chunk.device_writes == 0 }
+#endif
+
+/* A READ of the pages reading[a]; its answer is in data[a] then. */
+inline daemon_read(a)
+{
+	do
+	:: atomic { ENGINE && step[a] == STEP_NEW && !parked[a] ->
+		self = a; c_code { read_turn(now.self); }; self = 0; assert(broken == 0);
+#if MUTANT == 4
+		engine_is_blocked = ANSWERED(DO_WAIT); /* R4: the engine's thread waits itself */
+#endif
+		TURN_END }
+#if MUTANT == 4
+	:: atomic { engine_is_blocked && step[a] == STEP_NEW && held[a] && !parked[a] ->
+		self = a; c_code { read_turn(now.self); }; self = 0;
+		engine_is_blocked = ANSWERED(DO_WAIT);
+		TURN_END }
+#endif
+	:: atomic { ENGINE && step[a] == STEP_DEVICE && EARLIER_WRITES_DONE ->
+		self = a; c_code { copy(&now.data[now.self], now.device, now.reading[now.self]); }; self = 0;
+		SEND(EVENT_READ_DONE);
+		step[a] = STEP_ANSWERED;
+		TURN_END }
+	:: atomic { step[a] == STEP_BACKING ->
+		self = a; c_code { copy(&now.data[now.self], now.backing, now.reading[now.self]); }; self = 0;
+		step[a] = STEP_ANSWERED }
+	:: atomic { step[a] == STEP_ANSWERED -> break }
+	od
+}
+
+/* A WRITE of the pages writing[a] with the bytes data[a]. */
+inline daemon_write(a, is_flush)
+{
+	do
+	:: atomic { ENGINE && step[a] == STEP_NEW && !parked[a] ->
+		if
+		:: is_flush -> SEND(EVENT_WRITEPAGE)
+		:: !is_flush -> SEND(EVENT_WRITE)
+		fi;
+		if
+		:: ANSWERED(DO_WAIT) -> parked[a] = 1
+		:: ANSWERED(DO_RESERVE) -> SEND(EVENT_PIN); step[a] = STEP_RESERVING
+		:: ANSWERED(DO_BACKING) -> step[a] = STEP_BACKING
+		:: ANSWERED(DO_DEVICE) -> step[a] = STEP_DEVICE
+		fi;
+		TURN_END }
+	:: atomic { step[a] == STEP_RESERVING && !has_blocks -> has_blocks = 1 }
+	:: atomic { ENGINE && step[a] == STEP_RESERVING && has_blocks ->
+		SEND(EVENT_RESERVED);
+		SEND(EVENT_UNPIN);
+		step[a] = STEP_NEW;
+		TURN_END }
+	:: atomic { ENGINE && step[a] == STEP_DEVICE ->
+		self = a; c_code { copy(&now.device, now.data[now.self], now.writing[now.self]); }; self = 0;
+		SEND(EVENT_WRITE_DONE);
+		break }
+	:: atomic { ENGINE && step[a] == STEP_BACKING ->
+		self = a; c_code { copy(&now.backing, now.data[now.self], now.writing[now.self]); }; self = 0;
+		SEND(EVENT_HOST_WRITTEN);
+		break }
+	od;
+	atomic { step[a] = STEP_NEW; writing[a] = 0; data[a] = 0; TURN_END }
+}
+
+/* FSYNC: a batch, then an fsync of the backing. */
+inline daemon_fsync(a)
+{
+	atomic { ENGINE && !is_mutating && !sync_running -> c_code { sync_start(); }; assert(broken == 0); TURN_END };
+	atomic { ENGINE && !needs_sync ->
+		if
+		:: tracked == 1 + a && !sync_failed -> assert((backing & BITS(3)) >> 2 == 3) /* fsync is truthful */
+		:: else
+		fi;
+		sync_failed = 0;
+		sync_running = 0 }
+}
+
+/* mutate.c up to where nothing else moves: FREEZING, and STORING what is DIRTY if it stores. */
+inline mutation_quiesce(a)
+{
+	atomic { ENGINE && !is_mutating && !sync_running -> is_mutating = 1 };
+	do
+	:: atomic { ENGINE && !parked[a] ->
+		SEND(EVENT_FREEZE);
+		if
+		:: ANSWERED(DO_WAIT) -> parked[a] = 1; TURN_END
+		:: else -> TURN_END; break
+		fi }
+	od
+}
+
+inline mutation_store(a)
+{
+	if
+	:: atomic { ENGINE && c_expr { now.chunk.state == CHUNK_DIRTY } -> SEND(EVENT_SNAPSHOT_FROZEN); TURN_END }
+	:: else
+	fi;
+	c_expr { !now.chunk.is_writeback }
+}
+
+/* SETATTR that zeroes one page; has_failed: a writeback before it did, and nothing was changed. */
+inline daemon_truncate(a, p, has_failed)
+{
+	mutation_quiesce(a);
+	mutation_store(a);
+	if
+	:: atomic { c_expr { now.chunk.state == CHUNK_DIRTY && now.chunk.has_error } && (FEATURES & ERRORS) ->
+		SEND(EVENT_THAW);
+		has_failed = true;
+		TURN_END }
+	:: atomic { !(FEATURES & ERRORS) || c_expr { !(now.chunk.state == CHUNK_DIRTY && now.chunk.has_error) } ->
+		self = p; c_code { store(&now.backing, 1 << now.self); }; self = 0;
+		has_blocks = 0 };
+		if
+		:: atomic { ENGINE && c_expr { now.chunk.state == CHUNK_CLEAN || now.chunk.state == CHUNK_DIRTY } &&
+			    c_expr { now.chunk.shared > 0 || now.chunk.exclusive != EXCLUSIVE_NONE || now.chunk.pins > 0 } ->
+			self = p; c_code { copy(&now.mutation_bytes, now.backing, 1 << now.self); }; self = 0 };
+			atomic { ENGINE ->
+				self = p; c_code { copy(&now.device, now.mutation_bytes, 1 << now.self); }; self = 0;
+				mutation_bytes = 0;
+				SEND(EVENT_THAW);
+				TURN_END }
+		:: atomic { ENGINE && c_expr { now.chunk.state == CHUNK_HOST } -> SEND(EVENT_THAW); TURN_END }
+		:: atomic { ENGINE && c_expr { now.chunk.state == CHUNK_CLEAN || now.chunk.state == CHUNK_DIRTY } &&
+			    c_expr { now.chunk.shared == 0 && now.chunk.exclusive == EXCLUSIVE_NONE && now.chunk.pins == 0 } ->
+			SEND(EVENT_THAW_DROP);
+			TURN_END }
+		fi
+	fi;
+	is_mutating = 0
+}
+
+/* mutation_replace_memory: the chunk moves to other memory, which its last holder does not have mapped. */
+inline daemon_replace_memory(a)
+{
+	mutation_quiesce(a);
+	atomic { ENGINE -> c_code { copy(&now.mutation_bytes, now.device, 3); } };
+	atomic { ENGINE ->
+		c_code { copy(&now.device, now.mutation_bytes, 3); };
+		mutation_bytes = 0;
+		is_mutating = 0;
+		SEND(EVENT_THAW);
+		TURN_END }
+}

@@ -1,0 +1,186 @@
+/*
+ * kernel.pml - the kernel's page cache of a FUSE file, as it behaves (Linux 6.18, writeback cache off).
+ *
+ * A folio is locked from before its READ is sent until the answer. A store to a cached page sends nothing. write(2)
+ * copies into the folio, marks it up to date, unlocks it and only then sends WRITE (fuse_fill_write_pages), all under the
+ * inode's lock. A flush marks the folio as under writeback until its WRITE is answered; stores wait for that. Removing
+ * a page (an invalidation, a truncation) locks the folio, waits for writeback, flushes it if dirty and waits for that.
+ * During SETATTR of a truncation the WRITEs of flushes are kept back (FUSE_NOWRITE); those of truncated pages are
+ * forgotten then.
+ */
+#define ABSENT 0
+#define READING 1
+#define UPTODATE 2
+
+bit inode_lock, nowrite;
+byte n_flushes;           /* their WRITEs are sent and not answered */
+bit kept_back[N_ACTORS]; /* a WRITE, until SETATTR is answered */
+
+c_code {
+	static void forget_page(int p)
+	{
+		now.page[p] = 0;
+		copy(&now.kernel, 0, 1 << p);
+	}
+
+	static void forget_kept_back(int pages)
+	{
+		for (int a = 0; a < N_ACTORS; a++) {
+			if (now.kept_back[a])
+				now.writing[a] &= ~pages;
+		}
+	}
+
+	static void answer_pages(int a)
+	{
+		for (int p = 0; p < 2; p++) {
+			if (now.reading[a] & 1 << p)
+				now.page[p] = 2;
+		}
+		copy(&now.kernel, now.data[a], now.reading[a]);
+		now.reading[a] = now.data[a] = now.step[a] = 0;
+	}
+}
+
+/* Locks the absent folio (and perhaps the other: readahead), and has it read. */
+inline read_page(a, p)
+{
+	atomic { page[p] == ABSENT ->
+		page[p] = READING;
+		reading[a] = 1 << p;
+		if
+		:: (FEATURES & READAHEAD) && page[1 - p] == ABSENT && !locked[1 - p] -> page[1 - p] = READING; reading[a] = 3
+		:: true
+		fi };
+	daemon_read(a);
+	atomic { self = a; c_code { answer_pages(now.self); }; self = 0; CHECK }
+}
+
+/* A load from a mapping, or read(2). What its READ brings is read even if the page is removed at once: read(2) has a
+ * reference to the folio. */
+inline load(a, p)
+{
+	do
+	:: atomic { page[p] == UPTODATE -> CHECK; break }
+	:: read_page(a, p); break
+	od
+}
+
+inline store_page(a, p)
+{
+	do
+	:: atomic { page[p] == UPTODATE && !locked[p] && !writeback[p] && !app_busy[p] ->
+		assert(kernel & (1 << p)); /* or bytes beside the stored ones were lost */
+		self = p; c_code { store(&now.kernel, 1 << now.self); }; self = 0;
+		dirty[p] = 1;
+		CHECK;
+		break }
+	:: read_page(a, p)
+	od
+}
+
+/* write(2) of a whole page. */
+inline write_page(a, p)
+{
+	atomic { !inode_lock -> inode_lock = 1; app_busy[p] = 1 };
+	atomic { page[p] != READING && !locked[p] && !writeback[p] ->
+		page[p] = UPTODATE;
+		self = p; c_code { store(&now.kernel, 1 << now.self); }; self = 0;
+		data[a] = kernel & BITS(1 << p);
+		writing[a] = 1 << p;
+		locked[p] = WRITE_KEEPS_LOCK };
+	daemon_write(a, false);
+	atomic { app_busy[p] = 0; inode_lock = 0; if :: WRITE_KEEPS_LOCK -> locked[p] = 0 :: else fi; CHECK }
+}
+
+/* The WRITE of a dirty page, whose folio is under writeback now. */
+inline flush_page(a, p)
+{
+	do
+	:: atomic { nowrite && !kept_back[a] -> kept_back[a] = 1; writing[a] = 1 << p }
+	:: atomic { !nowrite && kept_back[a] && !writing[a] -> kept_back[a] = 0; break } /* its page was truncated */
+	:: atomic { !nowrite && !(kept_back[a] && !writing[a]) ->
+		kept_back[a] = 0;
+		writing[a] = 1 << p;
+		data[a] = kernel & BITS(1 << p);
+		n_flushes++ };
+		daemon_write(a, true);
+		n_flushes--;
+		break
+	od;
+	atomic { writeback[p] = 0; CHECK }
+}
+
+/* Flushes what is dirty, and waits for what others flush: msync, fsync, munmap. */
+inline flush_pages(a, p)
+{
+	p = 0;
+	do
+	:: atomic { p < 2 && dirty[p] && !locked[p] && !writeback[p] -> dirty[p] = 0; writeback[p] = 1 };
+		flush_page(a, p)
+	:: atomic { p < 2 && !dirty[p] && !writeback[p] -> p++ }
+	:: atomic { p == 2 -> p = 0; break }
+	od
+}
+
+inline fsync_file(a, p)
+{
+	atomic { !inode_lock ->
+		inode_lock = 1;
+		if
+		:: tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
+		:: true
+		fi };
+	flush_pages(a, p);
+	daemon_fsync(a);
+	atomic { inode_lock = 0;
+		if
+		:: tracked == 1 + a -> c_code { untrack(); }
+		:: else
+		fi }
+}
+
+/* folio lock, unmap, launder, remove: truncate_pagecache (which does not launder) and invalidate_inode_pages2_range. */
+inline remove_page(a, p, launders)
+{
+	if
+	:: atomic { page[p] == ABSENT -> skip }
+	:: atomic { page[p] == UPTODATE && !locked[p] -> locked[p] = 1 };
+		atomic { !writeback[p] ->
+			if
+			:: launders && dirty[p] -> writeback[p] = 1
+			:: else
+			fi;
+			dirty[p] = 0 };
+		if
+		:: atomic { writeback[p] -> skip }; flush_page(a, p)
+		:: atomic { !writeback[p] -> skip }
+		fi;
+		atomic { self = p; c_code { forget_page(now.self); }; self = 0; locked[p] = 0; CHECK }
+	fi
+}
+
+/* ftruncate that zeroes page p (shortens the file and extends it again). */
+inline truncate_page(a, p, q, has_failed)
+{
+	atomic { !inode_lock -> inode_lock = 1; app_busy[p] = 1; nowrite = 1 };
+	n_flushes == 0;
+	daemon_truncate(a, p, has_failed);
+	atomic { nowrite = 0;
+		if
+		:: !has_failed -> /* WRITEs that were kept back and lie behind the end are forgotten */
+			self = 1 << p; c_code { forget_kept_back(now.self); }; self = 0
+		:: else
+		fi };
+	if
+	:: atomic { !has_failed -> skip };
+		remove_page(a, p, false);
+		q = 0;
+		do
+		:: atomic { q < 2 -> skip }; remove_page(a, q, true); q++
+		:: atomic { q == 2 -> q = 0; break }
+		od
+	:: atomic { has_failed -> has_failed = false }
+	fi;
+	atomic { app_busy[p] = 0; inode_lock = 0; CHECK }
+}
