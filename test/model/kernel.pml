@@ -5,8 +5,8 @@
  * copies into the folio, marks it up to date, unlocks it and only then sends WRITE (fuse_fill_write_pages), all under the
  * inode's lock. A flush marks the folio as under writeback until its WRITE is answered; stores wait for that. Removing
  * a page (an invalidation, a truncation) locks the folio, waits for writeback, flushes it if dirty and waits for that.
- * During SETATTR of a truncation the WRITEs of flushes are kept back (FUSE_NOWRITE); those of truncated pages are
- * forgotten then.
+ * During SETATTR of a truncation the WRITEs of flushes are kept back (FUSE_NOWRITE); those of pages behind the
+ * new end are forgotten.
  */
 #define ABSENT 0
 #define READING 1
@@ -14,21 +14,13 @@
 
 bit inode_lock, nowrite;
 byte n_flushes;           /* their WRITEs are sent and not answered */
-bit kept_back[N_ACTORS]; /* a WRITE, until SETATTR is answered */
+bit is_cut[2];            /* behind the end of file: a WRITE of it is forgotten (fuse_send_writepage) */
 
 c_code {
 	static void forget_page(int p)
 	{
 		now.page[p] = 0;
 		copy(&now.kernel, 0, 1 << p);
-	}
-
-	static void forget_kept_back(int pages)
-	{
-		for (int a = 0; a < N_ACTORS; a++) {
-			if (now.kept_back[a])
-				now.writing[a] &= ~pages;
-		}
 	}
 
 	static void answer_pages(int a)
@@ -96,18 +88,15 @@ inline write_page(a, p)
 /* The WRITE of a dirty page, whose folio is under writeback now. */
 inline flush_page(a, p)
 {
-	do
-	:: atomic { nowrite && !kept_back[a] -> kept_back[a] = 1; writing[a] = 1 << p }
-	:: atomic { !nowrite && kept_back[a] && !writing[a] -> kept_back[a] = 0; break } /* its page was truncated */
-	:: atomic { !nowrite && !(kept_back[a] && !writing[a]) ->
-		kept_back[a] = 0;
+	if
+	:: atomic { !nowrite && is_cut[p] -> skip }
+	:: atomic { !nowrite && !is_cut[p] ->
 		writing[a] = 1 << p;
 		data[a] = kernel & BITS(1 << p);
 		n_flushes++ };
 		daemon_write(a, true);
-		n_flushes--;
-		break
-	od;
+		n_flushes--
+	fi;
 	atomic { writeback[p] = 0; CHECK }
 }
 
@@ -166,16 +155,11 @@ inline truncate_page(a, p, q, has_failed)
 	atomic { !inode_lock -> inode_lock = 1; app_busy[p] = 1; nowrite = 1 };
 	n_flushes == 0;
 	daemon_truncate(a, p, has_failed);
-	atomic { nowrite = 0;
-		if
-		:: !has_failed -> /* WRITEs that were kept back and lie behind the end are forgotten */
-			self = 1 << p; c_code { forget_kept_back(now.self); }; self = 0
-		:: else
-		fi };
+	atomic { nowrite = 0; is_cut[p] = !has_failed };
 	if
 	:: atomic { !has_failed -> skip };
 		remove_page(a, p, false);
-		q = 0;
+		atomic { is_cut[p] = 0; q = 0 };
 		do
 		:: atomic { q < 2 -> skip }; remove_page(a, q, true); q++
 		:: atomic { q == 2 -> q = 0; break }

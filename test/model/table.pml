@@ -47,13 +47,21 @@ bit engine_is_blocked;  /* mutants only: the engine waits */
 
 byte answer;            /* of the table, in this turn */
 byte self;              /* whose turn it is, for C */
-byte broken;            /* 1 illegal, 2 invalid, 3 bytes lost, 4 CLEAN but not equal, 5 uncounted copy, 6 stale copy, 7 blocks */
+byte broken;            /* what is wrong: see table_report */
 
 c_code {
 	static unsigned char is_seen[4][EVENT_COUNT][DO_ILLEGAL + 1];
 
 	static void table_report(void)
 	{
+		static const char *const reasons[] = {
+			"", "an illegal event", "an invariant of the table", "the newest bytes are nowhere",
+			"CLEAN, but the backing differs", "a kernel copy that the table does not know", "a load would see old bytes",
+			"reserved, but the backing has no blocks",
+		};
+
+		if (now.broken)
+			printf("broken: %s\n", reasons[now.broken]);
 		int pairs = 0, triples = 0;
 
 		for (int s = 0; s < 4; s++) {
