@@ -105,6 +105,7 @@ struct cache_file {
 	struct invalidation *invalidations;
 	struct mutation *mutations; /* waiting; the first one is under way if is_mutating */
 	bool is_mutating;
+	unsigned n_mutations; /* that have changed the backing so far */
 	bool is_draining; /* active, but WRITEs outside are under way still: size is not known */
 	struct task_list drain_waiters;
 	struct sync_batch sync;

@@ -4,7 +4,7 @@
  *   FREEZING    no fill, writeback or CPU request is under way in the range, and none starts
  *   STORING     what is DIRTY is written to the backing, unless the mutation discards it
  *   APPLYING    the system call, on a worker
- *   RELOADING   leased chunks: the range is loaded from the backing again; others are dropped
+ *   RELOADING   chunks that are leased, or DIRTY again: the range is loaded from the backing again; others are dropped
  *
  * One at a time for each file, in the order they came, and not while a sync batch runs. READs and WRITEs of frozen chunks
  * wait, for disk and device alone. None of it waits for an invalidation: see on_freeze in coherence.c.
@@ -257,6 +257,7 @@ static void applied(struct cache *cache, struct task *task)
 	if (mutation->file->backing.buffered.fd >= 0)
 		file_measure(mutation->file);
 	atomic_fetch_add(&mutation->file->write_generation, 1);
+	mutation->file->n_mutations++;
 	end_each(mutation);
 }
 

@@ -1,5 +1,8 @@
 /*
  * reserve.c - blocks in the backing before a byte is dirtied: what page_mkwrite does for the CPU.
+ *
+ * A hole that is punched (or a truncation) while a reservation is under way may have taken the blocks away again, and nobody
+ * would know before the writeback: such a reservation is made again. Once per mutation, so it ends.
  */
 #include "cache/internal.h"
 
@@ -11,6 +14,8 @@
 struct reservation {
 	struct cache_file *file;
 	off_t off, len;
+	off_t wanted;         /* len, before it was cut at the end of file */
+	unsigned n_mutations; /* file->n_mutations when it started */
 	bool extends;
 	void (*done)(struct cache_file *file, void *user, int status);
 	void *user;
@@ -44,14 +49,30 @@ static void truncated(struct cache *cache, struct task *task)
 	end(reservation, reservation->status);
 }
 
+static void reserve(struct reservation *reservation)
+{
+	struct cache_file *file = reservation->file;
+
+	reservation->n_mutations = file->n_mutations;
+	if (!reservation->extends)
+		reservation->len = min_off(reservation->wanted, file->size - reservation->off);
+	if (reservation->len <= 0) {
+		end(reservation, 0);
+		return;
+	}
+	ring_fallocate(&file->cache->ring, file->backing.buffered, reservation->extends ? 0 : FALLOC_FL_KEEP_SIZE,
+		       reservation->off, reservation->len, &reservation->ring_op);
+}
+
 static void allocated(struct ring_op *op, int result)
 {
 	struct reservation *reservation = CONTAINER_OF(op, struct reservation, ring_op);
 	struct cache_file *file = reservation->file;
 
-	if (result == -EINTR || result == -EAGAIN) {
-		ring_fallocate(&file->cache->ring, file->backing.buffered,
-			       reservation->extends ? 0 : FALLOC_FL_KEEP_SIZE, reservation->off, reservation->len, op);
+	/* A WRITE that extends the file is made under the inode's lock: no mutation comes between. */
+	if (result == -EINTR || result == -EAGAIN ||
+	    (!reservation->extends && reservation->n_mutations != file->n_mutations)) {
+		reserve(reservation);
 		return;
 	}
 	if (result != -EOPNOTSUPP && result != -ENOSYS) {
@@ -69,21 +90,13 @@ static void allocated(struct ring_op *op, int result)
 void backing_reserve(struct cache_file *file, off_t off, off_t len, bool extends,
 		     void (*done)(struct cache_file *file, void *user, int status), void *user)
 {
-	struct reservation *reservation;
+	struct reservation *reservation = calloc(1, sizeof(*reservation));
 
-	if (!extends)
-		len = min_off(len, file->size - off);
-	if (len <= 0) {
-		done(file, user, 0);
-		return;
-	}
-	reservation = calloc(1, sizeof(*reservation));
 	if (reservation == NULL) {
 		done(file, user, -ENOMEM);
 		return;
 	}
-	*reservation = (struct reservation){.file = file, .off = off, .len = len, .extends = extends, .done = done,
-					    .user = user, .ring_op.done = allocated};
-	ring_fallocate(&file->cache->ring, file->backing.buffered, extends ? 0 : FALLOC_FL_KEEP_SIZE, off, len,
-		       &reservation->ring_op);
+	*reservation = (struct reservation){.file = file, .off = off, .len = len, .wanted = len, .extends = extends,
+					    .done = done, .user = user, .ring_op.done = allocated};
+	reserve(reservation);
 }
