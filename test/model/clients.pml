@@ -87,10 +87,12 @@ idle:
 	:: atomic { is_exclusive[X] -> skip }
 	fi;
 reserving:
-	has_blocks = 1;
+	step[a] = STEP_RESERVING;
+	atomic { has_blocks = 1; step[a] = STEP_RESERVED };
 	if
-	:: atomic { ENGINE -> SEND(EVENT_RESERVED); TURN_END }
-	:: atomic { (ops & CANCEL) && ENGINE -> skip }; goto failed /* or ENOSPC */
+	:: atomic { ENGINE && is_reservation_old[a] -> is_reservation_old[a] = 0; goto reserving }
+	:: atomic { ENGINE && !is_reservation_old[a] -> step[a] = STEP_NEW; SEND(EVENT_RESERVED); TURN_END }
+	:: atomic { (ops & CANCEL) && ENGINE && !is_reservation_old[a] -> step[a] = STEP_NEW }; goto failed /* or ENOSPC */
 	fi;
 loading:
 	if
@@ -146,9 +148,7 @@ progress_lease:
 	:: ops & UNDER_FSYNC -> fsync_file(a, p)
 	:: ops & UNDER_TRUNCATE -> p = 1; truncate_page(a, p, q, has_failed); p = 0
 	:: break
-	:: ops & HANG ->
-end_hang:	stage[X] == STAGE_OVER;
-		break
+	:: ops & HANG -> goto end_hang
 	:: atomic { (ops & DIE) && ENGINE && stage[X] == STAGE_GRANTED -> stage[X] = STAGE_TAKEN };
 		if
 		:: atomic { is_exclusive[X] -> skip }; daemon_replace_memory(a)
@@ -158,7 +158,10 @@ end_hang:	stage[X] == STAGE_OVER;
 		atomic { list_leave(X, STAGE_OVER) };
 		break
 	od;
-	/* RELEASE */
+	goto release;
+end_hang:
+	stage[X] == STAGE_OVER;
+release:
 	if
 	:: atomic { ENGINE && stage[X] == STAGE_GRANTED -> stage[X] = STAGE_TAKEN };
 		lease_end(a, X);

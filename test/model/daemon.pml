@@ -8,7 +8,8 @@
 #define STEP_DEVICE 1     /* a copy from or to the device is under way */
 #define STEP_BACKING 2
 #define STEP_RESERVING 3
-#define STEP_ANSWERED 4   /* READ: the answer is on its way, the folios are still locked */
+#define STEP_RESERVED 4
+#define STEP_ANSWERED 5   /* READ: the answer is on its way, the folios are still locked */
 
 c_code {
 	/* read_task: looks first (peek), then takes part. */
@@ -55,6 +56,13 @@ c_code {
 				now.inv_pages &= ~now.reading[i];
 		}
 \#endif
+	}
+
+	/* reserve.c: those under way are made again. */
+	static void make_reservations_old(void)
+	{
+		for (int a = 0; a < N_ACTORS; a++)
+			now.is_reservation_old[a] = now.step[a] == 3 || now.step[a] == 4;
 	}
 
 	/* sync_chunk_settled */
@@ -150,11 +158,15 @@ inline daemon_write(a, is_flush)
 		:: ANSWERED(DO_DEVICE) -> step[a] = STEP_DEVICE
 		fi;
 		TURN_END }
-	:: atomic { step[a] == STEP_RESERVING && !has_blocks -> has_blocks = 1 }
-	:: atomic { ENGINE && step[a] == STEP_RESERVING && has_blocks ->
-		SEND(EVENT_RESERVED);
-		SEND(EVENT_UNPIN);
-		step[a] = STEP_NEW;
+	:: atomic { step[a] == STEP_RESERVING -> has_blocks = 1; step[a] = STEP_RESERVED }
+	:: atomic { ENGINE && step[a] == STEP_RESERVED ->
+		if
+		:: is_reservation_old[a] -> is_reservation_old[a] = 0; step[a] = STEP_RESERVING
+		:: else ->
+			SEND(EVENT_RESERVED);
+			SEND(EVENT_UNPIN);
+			step[a] = STEP_NEW
+		fi;
 		TURN_END }
 	:: atomic { ENGINE && step[a] == STEP_DEVICE ->
 		self = a; c_code { copy(&now.device, now.data[now.self], now.writing[now.self]); }; self = 0;
@@ -204,6 +216,14 @@ inline mutation_store(a)
 	c_expr { !now.chunk.is_writeback }
 }
 
+#define IS_RESIDENT c_expr { now.chunk.state == CHUNK_CLEAN || now.chunk.state == CHUNK_DIRTY }
+#define IS_IN_USE c_expr { now.chunk.shared > 0 || now.chunk.exclusive != EXCLUSIVE_NONE || now.chunk.pins > 0 }
+#if MUTANT == 18
+#define IS_KEPT IS_IN_USE /* what a lease that ended meanwhile left DIRTY is dropped */
+#else
+#define IS_KEPT (IS_IN_USE || c_expr { now.chunk.state == CHUNK_DIRTY })
+#endif
+
 /* SETATTR that zeroes one page; has_failed: a writeback before it did, and nothing was changed. */
 inline daemon_truncate(a, p, has_failed)
 {
@@ -216,21 +236,21 @@ inline daemon_truncate(a, p, has_failed)
 		TURN_END }
 	:: atomic { !(FEATURES & ERRORS) || c_expr { !(now.chunk.state == CHUNK_DIRTY && now.chunk.has_error) } ->
 		self = p; c_code { store(&now.backing, 1 << now.self); }; self = 0;
-		has_blocks = 0 };
+		has_blocks = 0;
+#if MUTANT != 17
+		c_code { make_reservations_old(); }
+#endif
+		};
 		if
-		:: atomic { ENGINE && c_expr { now.chunk.state == CHUNK_CLEAN || now.chunk.state == CHUNK_DIRTY } &&
-			    c_expr { now.chunk.shared > 0 || now.chunk.exclusive != EXCLUSIVE_NONE || now.chunk.pins > 0 } ->
+		:: atomic { ENGINE && IS_RESIDENT && IS_KEPT ->
 			self = p; c_code { copy(&now.mutation_bytes, now.backing, 1 << now.self); }; self = 0 };
 			atomic { ENGINE ->
 				self = p; c_code { copy(&now.device, now.mutation_bytes, 1 << now.self); }; self = 0;
 				mutation_bytes = 0;
 				SEND(EVENT_THAW);
 				TURN_END }
-		:: atomic { ENGINE && c_expr { now.chunk.state == CHUNK_HOST } -> SEND(EVENT_THAW); TURN_END }
-		:: atomic { ENGINE && c_expr { now.chunk.state == CHUNK_CLEAN || now.chunk.state == CHUNK_DIRTY } &&
-			    c_expr { now.chunk.shared == 0 && now.chunk.exclusive == EXCLUSIVE_NONE && now.chunk.pins == 0 } ->
-			SEND(EVENT_THAW_DROP);
-			TURN_END }
+		:: atomic { ENGINE && !IS_RESIDENT -> SEND(EVENT_THAW); TURN_END }
+		:: atomic { ENGINE && IS_RESIDENT && !IS_KEPT -> SEND(EVENT_THAW_DROP); TURN_END }
 		fi
 	fi;
 	is_mutating = 0

@@ -40,6 +40,7 @@ bit has_ended[N_ACTORS]; /* the process rests for ever */
 byte snapshot, fill;    /* 0 none, 1 under way, 2 bytes are taken */
 bit needs_sync, needs_snapshot, sync_failed, sync_running, is_mutating;
 bit has_blocks;         /* the backing has blocks for every byte */
+bit is_reservation_old[N_ACTORS]; /* the backing was changed while it was under way */
 bit inv, waits_for_inv[N_ACTORS]; /* an invalidation is under way; who started it */
 byte inv_pages, inv_for, inv_round;
 bit notifier_blocked;
