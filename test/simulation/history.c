@@ -147,15 +147,19 @@ void history_end_lease(struct history *history, const void *lease, uint64_t end)
 
 bool history_allows(const struct history *history, uint64_t stamp, uint64_t start, uint64_t end)
 {
+	unsigned n_possible = 0;
+
 	for (size_t i = 0; i < history->n; i++) {
 		const struct store *store = &history->stores[i];
 
-		if (stamp == STAMP_TORN ? store->end > start && store->start < end
-					: store->stamp == stamp && store->start < end &&
-						  !is_overwritten(history, store, start))
+		if (store->start >= end || is_overwritten(history, store, start))
+			continue;
+		if (store->stamp == stamp)
 			return true;
+		n_possible++;
 	}
-	return false;
+	/* Of two stores at once, say a write(2) and one by a mapping, a page may get a part each. */
+	return stamp == STAMP_TORN && n_possible > 1;
 }
 
 void history_print(const struct history *history)
