@@ -59,6 +59,7 @@ struct lease {
 	bool is_pinned;
 	bool has_ended_shared;
 	bool is_release_wanted;
+	bool is_revoked;
 	uint64_t start_ns, load_ns;
 	uint64_t in_the_way_ns; /* since when someone waits for its end; 0: nobody */
 	struct task start_task, release_task;
@@ -486,11 +487,12 @@ static void lease_over(struct lease *lease)
 	lease->stage = LEASE_OVER;
 	file->cache->n_leases--;
 	resume_queued(file);
+	/* Also to a holder that was releasing it already: its last stores may have gone to memory taken from it. */
+	if (lease->is_revoked && public->revoked != NULL)
+		public->revoked(public);
 	if (is_release_wanted) {
 		lease_free(lease);
 		public->op.done(&public->op, 0);
-	} else if (public->revoked != NULL) {
-		public->revoked(public);
 	}
 }
 
@@ -629,6 +631,7 @@ static void lease_revoke(struct lease *lease)
 {
 	struct cache *cache = lease->file->cache;
 
+	lease->is_revoked = true;
 	cache->stats.revocations++;
 	cache_log(cache, LOG_WARNING, "%s: a lease that others have waited %u ms for is revoked", file_name(lease->file),
 		  cache->config.lease_timeout_ms);
