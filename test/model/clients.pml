@@ -21,6 +21,13 @@ inline list_enter(x, exclusive)
 	is_behind[x] = stage[1 - x] != STAGE_NONE && stage[1 - x] != STAGE_OVER
 }
 
+/* The engine runs what was resumed before what comes later: without that no READ would be sure to get on. */
+#ifdef NPROGRESS
+#define RESUMED_READS_ARE_SERVED !(held[0] && !parked[0]) && !(held[1] && !parked[1])
+#else
+#define RESUMED_READS_ARE_SERVED true
+#endif
+
 /* The lease is no longer in the way of others. */
 inline list_leave(x, next)
 {
@@ -79,7 +86,7 @@ idle:
 
 	/* QUEUED, ADMISSION */
 	if
-	:: atomic { ENGINE && !(is_behind[X] && (is_exclusive[0] || is_exclusive[1])) -> SEND(EVENT_PIN); TURN_END }
+	:: atomic { ENGINE && RESUMED_READS_ARE_SERVED && !(is_behind[X] && (is_exclusive[0] || is_exclusive[1])) -> SEND(EVENT_PIN); TURN_END }
 	:: atomic { (ops & CANCEL) && ENGINE -> list_leave(X, STAGE_NONE) }; goto over
 	fi;
 	if
@@ -107,7 +114,7 @@ loading:
 	fi;
 claiming:
 	if
-	:: atomic { ENGINE && !parked[a] && !waits_for_inv[a] ->
+	:: atomic { ENGINE && READS_HAVE_ARRIVED && !parked[a] && !waits_for_inv[a] ->
 		if
 		:: is_prepared[X] -> answer = 0
 		:: !is_prepared[X] && is_exclusive[X] -> SEND(EVENT_WANT_EXCLUSIVE)
@@ -124,9 +131,11 @@ claiming:
 				fi
 			fi;
 			stage[X] = STAGE_GRANTED;
+			inv_round = 0;
 			TURN_END
 		:: ANSWERED(DO_INVALIDATE) ->
 			is_prepared[X] = !is_exclusive[X];
+			NEXT_ROUND; /* lease->rounds */
 			self = a; c_code { invalidate_for(now.self); }; self = 0;
 			TURN_END;
 			goto claiming
@@ -141,7 +150,7 @@ claiming:
 progress_lease:
 #endif
 	do
-	:: atomic { is_exclusive[X] && stage[X] == STAGE_GRANTED ->
+	:: atomic { MAY_STOP && is_exclusive[X] && stage[X] == STAGE_GRANTED -> /* else it might never release */
 		assert(device & 2); /* or bytes beside the stored ones were lost */
 		c_code { store(&now.device, 2); };
 		CHECK }
@@ -165,7 +174,7 @@ release:
 	if
 	:: atomic { ENGINE && stage[X] == STAGE_GRANTED -> stage[X] = STAGE_TAKEN };
 		lease_end(a, X);
-		atomic { list_leave(X, STAGE_OVER) }
+		atomic { list_leave(X, STAGE_OVER); inv_round = 0 }
 	:: atomic { ENGINE && stage[X] == STAGE_OVER -> skip }
 	fi;
 	goto unpin;

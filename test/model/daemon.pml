@@ -56,6 +56,9 @@ c_code {
 				now.inv_pages &= ~now.reading[i];
 		}
 \#endif
+#ifdef NPROGRESS
+		now.inv_ahead = now.inv_pages;
+#endif
 	}
 
 	/* reserve.c: those under way are made again. */

@@ -37,7 +37,7 @@ c_code {
 /* Locks the absent folio (and perhaps the other: readahead), and has it read. */
 inline read_page(a, p)
 {
-	atomic { page[p] == ABSENT ->
+	atomic { page[p] == ABSENT && MISSES_THE_CALL(p) ->
 		page[p] = READING;
 		reading[a] = 1 << p;
 		if
@@ -133,8 +133,8 @@ inline fsync_file(a, p)
 inline remove_page(a, p, launders)
 {
 	if
-	:: atomic { page[p] == ABSENT -> skip }
-	:: atomic { page[p] == UPTODATE && !locked[p] -> locked[p] = 1 };
+	:: atomic { page[p] == ABSENT -> HAS_FOLIO(a, p) }
+	:: atomic { page[p] == UPTODATE && !locked[p] -> locked[p] = 1; HAS_FOLIO(a, p) };
 		atomic { !writeback[p] ->
 			if
 			:: launders && dirty[p] -> writeback[p] = 1

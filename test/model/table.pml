@@ -43,7 +43,7 @@ bit has_blocks;         /* the backing has blocks for every byte */
 bit is_reservation_old[N_ACTORS]; /* the backing was changed while it was under way */
 bit inv, waits_for_inv[N_ACTORS]; /* an invalidation is under way; who started it */
 byte inv_pages, inv_for, inv_round;
-bit notifier_blocked;
+byte inv_ahead;        /* pages that the call has not come to (only where progress is asked for) */
 bit engine_is_blocked;  /* mutants only: the engine waits */
 
 byte answer;            /* of the table, in this turn */
@@ -63,18 +63,16 @@ c_code {
 
 		if (now.broken)
 			printf("broken: %s\n", reasons[now.broken]);
-		int pairs = 0, triples = 0;
-
+		printf("seen:");
 		for (int s = 0; s < 4; s++) {
 			for (int e = 0; e < EVENT_COUNT; e++) {
-				int before = triples;
-
-				for (int a = 0; a < DO_ILLEGAL; a++)
-					triples += is_seen[s][e][a];
-				pairs += triples > before;
+				for (int a = 0; a < DO_ILLEGAL; a++) {
+					if (is_seen[s][e][a])
+						printf(" %s.%s.%s", chunk_state_name(s), coherence_event_name(e), coherence_action_name(a));
+				}
 			}
 		}
-		printf("table: %d pairs of state and event, %d with their answers\n", pairs, triples);
+		printf("\n");
 	}
 
 	static struct coherence_result mutated_step(struct coherence *c, enum coherence_event event,
