@@ -10,6 +10,15 @@
  * request is answered by one struct wire_reply with its id, which other messages may come before: WIRE_CHUNKS (descriptors of
  * chunks, for an acquire) and WIRE_REVOKED (any time; region is set). One request at a time. All integers are in the
  * machine's order: both ends are on one machine. Anything malformed closes the session.
+ *
+ * A chunk's descriptor, of chunk_bytes, is one of two things:
+ *   - a memfd (WIRE_EXPORTS_CUDA is not set), opened read-only for a shared lease;
+ *   - a shareable handle of CUDA's (WIRE_EXPORTS_CUDA): for cuMemImportFromShareableHandle with
+ *     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, on the device with device_uuid (cuDeviceGetUuid). It knows no read-only: whoever
+ *     has it can map it writable, so that with WIRE_MAP a session of a file opened for reading only is the owner's, or is refused
+ *     (-EPERM). A well-behaved client asks for read access alone if is_writable is 0.
+ * Either way the memory is the client's until it has unmapped it: what the daemon has freed, and a client still maps, is never
+ * used for anything else.
  */
 #ifndef HMMFS_PROTOCOL_H
 #define HMMFS_PROTOCOL_H
@@ -27,7 +36,7 @@ struct wire_ticket {
 #define HMMFS_IOC_TICKET _IOR('h', 0x4d, struct wire_ticket)
 
 #define WIRE_MAGIC 0x48464d48u
-#define WIRE_VERSION 1u
+#define WIRE_VERSION 2u
 
 enum wire_op {
 	WIRE_HELLO = 1,  /* token. Answer: struct wire_hello behind the reply */
@@ -91,7 +100,7 @@ struct wire_reply {
 	uint64_t result_bytes, log_bytes;
 };
 
-enum { WIRE_CAN_EXPORT = 1, WIRE_CAN_RUN = 2, WIRE_IS_WRITABLE = 4, WIRE_IS_DIRECTORY = 8 };
+enum { WIRE_CAN_EXPORT = 1, WIRE_CAN_RUN = 2, WIRE_IS_WRITABLE = 4, WIRE_IS_DIRECTORY = 8, WIRE_EXPORTS_CUDA = 16 };
 
 struct wire_hello {
 	uint64_t chunk_bytes, capacity_bytes, file_bytes;
@@ -99,6 +108,7 @@ struct wire_hello {
 	uint32_t daemon_pid, reserved;
 	char backend[16];
 	char device_name[128];
+	uint8_t device_uuid[16]; /* WIRE_EXPORTS_CUDA */
 };
 
 /* Behind a wire_reply with op WIRE_CHUNKS: the index within the region of each chunk whose descriptor is attached. */

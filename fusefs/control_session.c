@@ -192,9 +192,11 @@ static int hello(struct session *session, const struct wire_request *request, st
 	if (fstat(session->inode->fd, &st) == 0)
 		answer.file_bytes = (uint64_t)st.st_size;
 	answer.flags = (dev->info.can_export ? WIRE_CAN_EXPORT : 0) | (dev->info.can_run ? WIRE_CAN_RUN : 0) |
-		       (session->is_writable ? WIRE_IS_WRITABLE : 0) | (session->file == NULL ? WIRE_IS_DIRECTORY : 0);
+		       (dev->info.exports_cuda ? WIRE_EXPORTS_CUDA : 0) | (session->is_writable ? WIRE_IS_WRITABLE : 0) |
+		       (session->file == NULL ? WIRE_IS_DIRECTORY : 0);
 	memcpy(answer.backend, status.device_backend, sizeof(answer.backend));
 	memcpy(answer.device_name, status.device_name, sizeof(answer.device_name));
+	memcpy(answer.device_uuid, dev->info.uuid, sizeof(answer.device_uuid));
 	return session_send(session, reply, &answer, sizeof(answer), NULL, 0);
 }
 

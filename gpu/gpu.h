@@ -38,7 +38,10 @@ struct gpu_info {
 	char name[128];        /* of the device, for people */
 	uint64_t memory_bytes; /* what the device says it has; 0: unknown */
 	size_t granularity;    /* chunk sizes are multiples of this */
-	bool can_export;       /* gpu_chunk_export works: a client may map chunks */
+	uint64_t free_bytes;   /* of these, free when it was opened; 0: unknown */
+	bool can_export;       /* chunk_export works: a client may map chunks */
+	bool exports_cuda;     /* what it gives are CUDA's shareable handles, which know no read-only; otherwise memfds */
+	uint8_t uuid[16];      /* exports_cuda: which device to import them on */
 	bool can_run;          /* gpu_run works; otherwise kernels run in the client */
 };
 

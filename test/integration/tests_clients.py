@@ -57,7 +57,7 @@ def ticket_of(fd):
     return bytes(t[:16]), bytes(t[16:124]).split(b"\0")[0]
 
 
-def request(op, token=bytes(16), magic=MAGIC, version=1):
+def request(op, token=bytes(16), magic=MAGIC, version=2):
     return struct.pack("<8I2Q16s", magic, version, op, 1, 0, 0, 0, 0, 0, 0, token)
 
 
@@ -157,7 +157,7 @@ def nonsense_on_the_control_socket_ends_that_session_and_no_other():
         hello = request(HELLO, token)
         r = Region(fd, 0, 2 * CHUNK)
         for message in (b"", b"\0", b"A" * 200, bytes(60000), b"\xff" * 64, bytes(64), status, hello[:-1], hello + b"\0",
-                        request(HELLO, token, version=2), request(HELLO, token, magic=7), request(99, token)):
+                        request(HELLO, token, version=1), request(HELLO, token, magic=7), request(99, token)):
             r.begin(EXCLUSIVE).store(0, b"safe")
             s = connected(path)
             s.send(message)
