@@ -12,6 +12,10 @@ void host_describe(struct gpu_info *info);
 int opencl_open(const struct gpu_config *config, const char *spec, struct gpu_device **dev, char **error);
 int opencl_list(void (*each)(void *user, const struct gpu_info *info, const char *spec), void *user);
 
+/* cuda.c, or no_cuda.c. spec: "cuda", "cuda:N" */
+int cuda_open(const struct gpu_config *config, const char *spec, struct gpu_device **dev, char **error);
+int cuda_list(void (*each)(void *user, const struct gpu_info *info, const char *spec), void *user);
+
 /* memfd.c: a chunk's memory where the CPU can address it */
 int memfd_create_for_chunk(size_t bytes);               /* descriptor or negative errno; size sealed, mode 0600 */
 int memfd_export(int memfd, bool is_writable, int *fd); /* 0 or negative errno */

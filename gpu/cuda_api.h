@@ -71,7 +71,6 @@ struct cuda_api {
 
 /* Loads libcuda.so.1 and initializes it. 0, or -ENODEV with *error a line for the user that begins with "device=<spec>: ". */
 int cuda_api_load(struct cuda_api *api, const char *spec, char **error);
-void cuda_api_unload(struct cuda_api *api);
 /* "CUDA_ERROR_OUT_OF_MEMORY"; static. */
 const char *cuda_error_name(const struct cuda_api *api, CUresult result);
 

@@ -20,10 +20,10 @@ int gpu_refuse(char **error, int err, const char *format, ...)
 
 static int open_auto(const struct gpu_config *config, struct gpu_device **dev, char **error)
 {
-	static const char *const specs[] = {"opencl-gpu", "opencl-cpu"};
+	static const char *const specs[] = {"cuda", "opencl-gpu", "opencl-cpu"};
 
 	for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {
-		int err = opencl_open(config, specs[i], dev, error);
+		int err = i == 0 ? cuda_open(config, specs[i], dev, error) : opencl_open(config, specs[i], dev, error);
 
 		if (err == 0)
 			return 0;
@@ -48,7 +48,7 @@ int gpu_open(const struct gpu_config *config, struct gpu_device **dev, char **er
 	if (strcmp(spec, "opencl") == 0 || strncmp(spec, "opencl:", 7) == 0)
 		return opencl_open(config, spec, dev, error);
 	if (strcmp(spec, "cuda") == 0 || strncmp(spec, "cuda:", 5) == 0)
-		return gpu_refuse(error, -ENODEV, "device=%s: this build has no cuda; use device=auto, opencl or host", spec);
+		return cuda_open(config, spec, dev, error);
 	return gpu_refuse(error, -EINVAL,
 			  "device=%s: no such device; use auto, host, opencl, opencl:PLATFORM.DEVICE, cuda or cuda:N", spec);
 }
@@ -62,7 +62,8 @@ int gpu_list(void (*each)(void *user, const struct gpu_info *info, const char *s
 {
 	struct gpu_info info;
 
-	opencl_list(each, user); /* no OpenCL is no failure */
+	cuda_list(each, user); /* no CUDA and no OpenCL are no failure */
+	opencl_list(each, user);
 	host_describe(&info);
 	each(user, &info, "host");
 	return 0;

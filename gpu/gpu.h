@@ -21,6 +21,9 @@
  * on a thread of the backend (or, on failure to submit, on the caller's before the function returns),
  * exactly once for each operation; it must not block and must not call back into the device.
  *
+ * chunk_create may put the device's own part of it off to the chunk's first operation, which then ends with -ENOMEM where
+ * there is no memory.
+ *
  * Errors are negative errno. -ENODEV: the device, or this chunk's memory, is lost.
  */
 #ifndef HMMFS_GPU_H
@@ -73,6 +76,8 @@ struct gpu_config {
 	 * fell off the bus). gpu_chunk_is_lost tells which; their operations complete with -ENODEV.
 	 * The device itself stays usable if it could be started again. May be NULL. */
 	void (*lost)(void *user);
+	/* A line for the log, from any thread. priority as in syslog(3). May be NULL. */
+	void (*log)(void *user, int priority, const char *line);
 	void *user;
 	bool is_background; /* our own standard descriptors belong to a caller who waits for them to be closed */
 };
@@ -148,6 +153,8 @@ struct gpu_ops {
 		     size_t chunk_off, size_t len, uint8_t byte, struct gpu_op *op);
 	void (*copy_chunk)(struct gpu_device *dev, enum gpu_queue queue, struct gpu_chunk *to,
 			   struct gpu_chunk *from, struct gpu_op *op);
+	/* Asks how much of the device's memory is free: *free_bytes is set when op ends with 0. NULL: it can't tell. */
+	void (*measure)(struct gpu_device *dev, uint64_t *free_bytes, struct gpu_op *op);
 	void (*run)(struct gpu_device *dev, struct gpu_run *run);
 	void (*run_cancel)(struct gpu_device *dev, struct gpu_run *run);
 };
