@@ -107,6 +107,13 @@ static void device_lost(void *user)
 		engine_post(cache, &cache->lost_task);
 }
 
+static void device_log(void *user, int priority, const char *line)
+{
+	struct cache *cache = user;
+
+	cache->callbacks->log(cache->fs, priority, line);
+}
+
 /* ---- creation ---- */
 
 static int refuse(char **error, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -149,11 +156,16 @@ static int choose_capacity(struct cache *cache, char **error)
 	if (info->memory_bytes > 0 && capacity > info->memory_bytes)
 		return refuse(error, "capacity=%llu: more than the device has (%s, %llu bytes); choose less",
 			      (unsigned long long)capacity, info->name, (unsigned long long)info->memory_bytes);
-	if (capacity == 0)
-		capacity = info->memory_bytes > 0 ? info->memory_bytes / 2 : CAPACITY_DEFAULT;
-	cache->capacity_chunks = capacity / cache->chunk_bytes;
+	if (info->free_bytes > 0 && capacity > info->free_bytes)
+		return refuse(error, "capacity=%llu: more than is free on the device (%s, %llu bytes); choose less, or auto",
+			      (unsigned long long)capacity, info->name, (unsigned long long)info->free_bytes);
+	if (capacity == 0) {
+		cache->reserve_bytes = capacity_reserve(info);
+		capacity = info->memory_bytes > 0 ? capacity_auto(info) : CAPACITY_DEFAULT;
+	}
+	cache->wanted_chunks = cache->capacity_chunks = capacity / cache->chunk_bytes;
 	if (cache->capacity_chunks < CAPACITY_MIN_CHUNKS)
-		return refuse(error, "chunk=%zu: the device has no memory for %d of them; choose a smaller chunk",
+		return refuse(error, "chunk=%zu: the device has no memory free for %d of them; choose a smaller chunk",
 			      cache->chunk_bytes, CAPACITY_MIN_CHUNKS);
 	return 0;
 }
@@ -188,6 +200,7 @@ int cache_create(const struct cache_config *config, const struct cache_callbacks
 					 .chunk_bytes = cache->chunk_bytes,
 					 .bounce = {cache->bounce.base, cache->bounce.bytes, cache->bounce.memfd},
 					 .lost = device_lost,
+					 .log = device_log,
 					 .user = cache,
 					 .is_background = cache->config.is_background};
 	err = gpu_open(&gpu_config, &cache->dev, error);

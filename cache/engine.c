@@ -106,7 +106,7 @@ static void run_ready(struct cache *cache)
 static uint64_t check_timers(struct cache *cache)
 {
 	uint64_t now = now_ns();
-	uint64_t next = cache->next_writeback_ns;
+	uint64_t next = cache->next_writeback_ns, next_measure = capacity_check(cache, now);
 
 	reads_check_overdue(cache, now);
 	if (now >= cache->next_lease_check_ns || cache->next_lease_check_ns == UINT64_MAX)
@@ -117,6 +117,8 @@ static uint64_t check_timers(struct cache *cache)
 		writeback_timer(cache, now);
 		next = cache->next_writeback_ns;
 	}
+	if (next_measure < next)
+		next = next_measure;
 	if (cache->next_hold_ns < next)
 		next = cache->next_hold_ns;
 	if (cache->next_lost_check_ns < next)

@@ -113,6 +113,15 @@ struct cache_file {
 	bool is_drained_posted; /* gate */
 };
 
+/* A device operation whose end the engine is told of. */
+struct device_op {
+	struct gpu_op op;
+	struct task task;
+	struct cache *cache;
+	int status;
+	void (*done)(struct device_op *op, int status); /* engine */
+};
+
 struct cache {
 	struct cache_config config;
 	const struct cache_callbacks *callbacks;
@@ -120,7 +129,8 @@ struct cache {
 	struct gpu_device *dev;
 	size_t chunk_bytes;
 	unsigned chunk_shift;
-	size_t capacity_chunks;
+	size_t capacity_chunks, wanted_chunks; /* engine: capacity.c */
+	uint64_t reserve_bytes;                /* 0: capacity was given, or is not measured */
 	struct bounce_pool bounce;
 	struct ring ring;
 	struct workers notifiers; /* R2: the only threads that call callbacks->invalidate */
@@ -154,6 +164,10 @@ struct cache {
 	uint64_t next_writeback_ns;
 	uint64_t next_lease_check_ns;
 	uint64_t next_lost_check_ns;
+	uint64_t next_measure_ns;
+	uint64_t free_bytes; /* of the device, when measured last */
+	bool is_measuring;
+	struct device_op measure_op;
 	uint64_t next_hold_ns; /* when a held READ may be overdue; UINT64_MAX: none */
 	uint64_t n_leases;
 	struct cache_status stats; /* engine: the counters */
@@ -169,14 +183,14 @@ void engine_stop(struct cache *cache);
 __attribute__((format(printf, 3, 4))) void cache_log(struct cache *cache, int priority, const char *format, ...);
 const char *file_name(struct cache_file *file);
 
-/* A device operation whose end the engine is told of. */
-struct device_op {
-	struct gpu_op op;
-	struct task task;
-	struct cache *cache;
-	int status;
-	void (*done)(struct device_op *op, int status); /* engine */
-};
+/* ---- capacity.c ---- */
+uint64_t capacity_reserve(const struct gpu_info *info);
+uint64_t capacity_auto(const struct gpu_info *info);
+/* The device has no memory for one chunk more than there are. False: not for a single one. */
+bool capacity_exhausted(struct cache *cache);
+/* Has free memory measured if it is time. When to come again; UINT64_MAX: when something has changed. */
+uint64_t capacity_check(struct cache *cache, uint64_t now);
+
 struct gpu_op *device_op_init(struct device_op *op, struct cache *cache,
 			      void (*done)(struct device_op *op, int status));
 
@@ -221,9 +235,11 @@ void chunk_store(struct chunk *chunk, void (*done)(struct chunk *chunk, void *us
 
 /* ---- fill.c, evict.c, writeback.c ---- */
 /* Gives the chunk memory, evicting another if need be. 0; -EAGAIN: try again when memory_waiters are resumed (park
- * there); other errors are final. */
+ * there); -ENOBUFS: more is pinned than the capacity is by now: give up the pins; other errors are final. */
 int chunk_take_memory(struct chunk *chunk);
 void chunk_free_memory(struct chunk *chunk);
+/* True: a chunk has left, or is leaving (then *is_leaving). */
+bool memory_evict_one(struct cache *cache, bool *is_leaving);
 void memory_resume_waiters(struct cache *cache);
 /* For a chunk that WANT_RESIDENT answered DO_FILL. */
 void chunk_fill(struct chunk *chunk);

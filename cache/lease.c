@@ -6,7 +6,7 @@
  *   QUEUED     behind earlier leases of the file that overlap and conflict (first come, first served, so that nobody
  *              starves, and two clients can't each hold half of what both want)
  *   ADMISSION  until all its chunks fit into the capacity together with those that others hold: nobody who has been
- *              admitted waits for memory that a client holds
+ *              admitted waits for memory that a client holds. Back to it from LOADING if the capacity shrank meanwhile
  *   RESERVING  exclusive: blocks in the backing for every byte (this is page_mkwrite; ENOSPC is told here)
  *   LOADING    every chunk is made resident; READs and WRITEs of the CPU go on meanwhile
  *   CLAIMING   kernel copies are removed where the table asks for it, again if READs had to be answered meanwhile (R3)
@@ -174,6 +174,8 @@ static void lease_reserve(struct lease *lease)
 			(off_t)(lease->public->n_chunks << cache->chunk_shift), false, lease_reserved, lease);
 }
 
+static void lease_admit(struct lease *lease);
+
 /* Starts as many fills as there is memory for. True: all chunks are resident; otherwise parked, or failed. */
 static bool lease_load(struct lease *lease)
 {
@@ -193,6 +195,12 @@ static bool lease_load(struct lease *lease)
 			err = chunk_take_memory(chunk);
 		if (err == -EAGAIN) {
 			task_list_append(&cache->memory_waiters, &lease->task);
+			return false;
+		}
+		if (err == -ENOBUFS) {
+			lease_unpin(lease);
+			lease->n_loaded = 0;
+			lease_admit(lease);
 			return false;
 		}
 		if (err < 0) {

@@ -5,7 +5,8 @@
  * chance at the tail. Source: Corbato's CLOCK, as in any operating systems textbook.
  *
  * Acquires are admitted only while all pinned and leased chunks fit in the capacity (lease.c), so that whoever waits for
- * memory waits for a chunk that can leave: never for another client.
+ * memory waits for a chunk that can leave: never for another client. If the capacity shrank since (capacity.c), -ENOBUFS sends
+ * them back to be admitted anew.
  */
 #include "cache/internal.h"
 
@@ -51,7 +52,7 @@ void memory_resume_waiters(struct cache *cache)
 
 /* Looks at each chunk once or, if all were used, twice. True: one has left, or is leaving (then *is_leaving). Chunks
  * whose writeback failed are left to the timer's next try. */
-static bool evict_one(struct cache *cache, bool *is_leaving)
+bool memory_evict_one(struct cache *cache, bool *is_leaving)
 {
 	size_t looks = 2 * cache->n_resident;
 
@@ -86,6 +87,15 @@ static bool evict_one(struct cache *cache, bool *is_leaving)
 	return false;
 }
 
+static int why_none_leaves(const struct cache *cache)
+{
+	if (cache->n_leaving > 0)
+		return -EAGAIN;
+	if (cache->n_stuck > 0)
+		return cache->stuck_error;
+	return cache->n_pinned > cache->capacity_chunks ? -ENOBUFS : -EAGAIN;
+}
+
 int chunk_take_memory(struct chunk *chunk)
 {
 	struct cache *cache = chunk->file->cache;
@@ -96,15 +106,16 @@ int chunk_take_memory(struct chunk *chunk)
 		return 0;
 	if (cache->n_resident < cache->capacity_chunks) {
 		err = create_memory(chunk);
-		if (err != -ENOMEM || cache->n_resident == 0)
+		if (err != -ENOMEM || !capacity_exhausted(cache))
 			return err;
-		cache_log(cache, LOG_WARNING, "the device is out of memory at %zu chunks: using no more than these",
-			  cache->n_resident);
-		cache->capacity_chunks = cache->n_resident;
 	}
-	if (!evict_one(cache, &is_leaving))
-		return cache->n_leaving > 0 || cache->n_stuck == 0 ? -EAGAIN : cache->stuck_error;
-	return is_leaving ? -EAGAIN : create_memory(chunk);
+	while (cache->n_resident >= cache->capacity_chunks) {
+		if (!memory_evict_one(cache, &is_leaving))
+			return why_none_leaves(cache);
+		if (is_leaving)
+			return -EAGAIN;
+	}
+	return create_memory(chunk);
 }
 
 /* ---- filling ---- */
@@ -123,6 +134,8 @@ static void filled(struct chunk *chunk, void *user, int status)
 		cache->stats.fill_bytes += cache->chunk_bytes;
 	}
 	chunk_send(chunk, status < 0 ? EVENT_FILL_FAILED : EVENT_FILLED);
+	if (status == -ENOMEM && capacity_exhausted(cache))
+		chunk->fill_error = 0; /* whoever wants it tries again, in what memory there is */
 	if (chunk->coherence.pins == 0)
 		memory_resume_waiters(cache); /* whoever wanted it gave up: it can be evicted now */
 }

@@ -20,6 +20,7 @@ struct placing {
 	struct task task;
 	struct place *place;
 	struct chunk *chunk;
+	bool is_given_up;
 };
 
 static struct place *place_create(struct cache_place *public, void (*run)(struct cache *, struct task *))
@@ -61,7 +62,7 @@ static void placing_end(struct placing *placing, int status)
 	chunk_send(placing->chunk, EVENT_UNPIN);
 	if (status < 0)
 		place->status = status;
-	else
+	else if (!placing->is_given_up)
 		place->public->moved_bytes += place->file->cache->chunk_bytes;
 	free(placing);
 	place->outstanding--;
@@ -80,7 +81,12 @@ static void placing_task(struct cache *cache, struct task *task)
 		task_list_append(&cache->memory_waiters, task);
 		return;
 	}
-	if (err < 0) {
+	if (err == -ENOBUFS) { /* the capacity shrank: what fits is loaded */
+		placing->place->next = placing->place->end;
+		placing->is_given_up = true;
+		err = 0;
+	}
+	if (err < 0 || placing->is_given_up) {
 		placing_end(placing, err);
 		return;
 	}

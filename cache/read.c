@@ -130,12 +130,18 @@ static void segment_end(struct read_segment *segment, int status)
 		read_end(request, request->status);
 }
 
+static void segment_read(struct read_segment *segment);
+
 static void segment_device_done(struct device_op *op, int status)
 {
-	segment_end(CONTAINER_OF(op, struct read_segment, device_op), status);
-}
+	struct read_segment *segment = CONTAINER_OF(op, struct read_segment, device_op);
 
-static void segment_read(struct read_segment *segment);
+	/* The device has lost it. What is CLEAN is in the backing too. */
+	if (status == -ENODEV && segment->chunk->coherence.state == CHUNK_CLEAN)
+		segment_read(segment);
+	else
+		segment_end(segment, status == -ENODEV ? -EIO : status);
+}
 
 static void segment_read_done(struct ring_op *op, int result)
 {

@@ -66,17 +66,21 @@ bool write_overlaps(struct cache_file *file, off_t off, off_t end)
 	return false;
 }
 
+static void give_buffer_back(struct write_segment *segment)
+{
+	struct cache *cache = segment->request->file->cache;
+	struct task *next = segment->buffer == NULL ? NULL : bounce_give(&cache->bounce, segment->buffer);
+
+	if (next != NULL)
+		engine_ready(cache, next);
+	segment->buffer = NULL;
+}
+
 static void segment_end(struct write_segment *segment, int status)
 {
 	struct write_request *request = segment->request;
-	struct cache *cache = request->file->cache;
 
-	if (segment->buffer != NULL) {
-		struct task *next = bounce_give(&cache->bounce, segment->buffer);
-
-		if (next != NULL)
-			engine_ready(cache, next);
-	}
+	give_buffer_back(segment);
 	if (status < 0)
 		request->status = status;
 	free(segment);
@@ -122,12 +126,18 @@ static void segment_write(struct write_segment *segment)
 
 /* ---- to the device ---- */
 
+static void segment_again(struct write_segment *segment);
+
 static void segment_copied(struct device_op *op, int status)
 {
 	struct write_segment *segment = CONTAINER_OF(op, struct write_segment, device_op);
 
 	chunk_send(segment->chunk, EVENT_WRITE_DONE);
-	segment_end(segment, status);
+	if (status == -ENODEV && chunk_lose(segment->chunk)) { /* it goes to the backing, then */
+		segment_again(segment);
+		return;
+	}
+	segment_end(segment, status == -ENODEV ? -EIO : status);
 }
 
 static void segment_copy(struct cache *cache, struct task *task)
@@ -165,6 +175,13 @@ static void segment_to_device(struct write_segment *segment)
 /* ---- which way ---- */
 
 static void segment_dispatch(struct cache *cache, struct task *task);
+
+static void segment_again(struct write_segment *segment)
+{
+	give_buffer_back(segment);
+	segment->task.run = segment_dispatch;
+	engine_ready(segment->request->file->cache, &segment->task);
+}
 
 static void segment_reserved(struct cache_file *file, void *user, int status)
 {

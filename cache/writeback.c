@@ -22,6 +22,8 @@ static void stored(struct chunk *chunk, void *user, int status)
 	struct cache *cache = file->cache;
 
 	(void)user;
+	if (status == -ENODEV)
+		status = -EIO; /* what an application knows of it */
 	if (status < 0) {
 		cache->stats.writeback_errors++;
 		file_record_error(file, status);

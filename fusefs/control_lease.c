@@ -143,6 +143,15 @@ static int send_chunks(struct session *session, struct region *region, bool is_w
 	return err;
 }
 
+/* Whoever is given a handle that knows no read-only can change what everyone reads. The owner could anyway. */
+static bool may_have_memory(const struct session *session)
+{
+	const struct fusefs *fs = session->control->fs;
+
+	return session->is_writable || !cache_device(fs->cache)->info.exports_cuda || session->peer.uid == fs->owner ||
+	       session->peer.uid == 0;
+}
+
 int region_acquire(struct session *session, const struct wire_request *request, struct wire_reply *reply)
 {
 	struct region *region = region_find(session, request->region);
@@ -155,6 +164,8 @@ int region_acquire(struct session *session, const struct wire_request *request, 
 		return -EINVAL;
 	if (is_exclusive && !session->is_writable)
 		return -EACCES;
+	if ((request->flags & WIRE_MAP) && !may_have_memory(session))
+		return -EPERM;
 	if (inode_policy(session->inode) == POLICY_NEVER)
 		return -EOPNOTSUPP;
 	err = file_bytes(session, &bytes);
