@@ -52,6 +52,7 @@ struct lease {
 		struct gpu_chunk *chunk;
 		uint64_t generation;
 		bool is_own; /* the chunk has other memory since: this is the lease's to destroy */
+		bool is_shared_with_holder; /* no other could be had: the chunk is to leave the device instead */
 	} *memory; /* as granted; read by the holder's thread until cache_release */
 	unsigned rounds;
 	bool is_busy;      /* an invalidation or reservation is under way for it, and will run the task */
@@ -122,6 +123,12 @@ static void lease_free(struct lease *lease)
 			dev->ops->chunk_destroy(dev, lease->memory[i].chunk);
 	}
 	lease_unpin(lease);
+	for (size_t i = 0; i < lease->public->n_chunks; i++) {
+		struct chunk *chunk = lease->memory[i].is_shared_with_holder ? chunk_find(file, lease->public->first_chunk + i) : NULL;
+
+		if (chunk != NULL && chunk->memory == lease->memory[i].chunk)
+			chunk_send(chunk, EVENT_LEAVE);
+	}
 	free(lease->memory);
 	lease->public->internal = NULL;
 	free(lease->chunks);
@@ -540,8 +547,10 @@ static void replaced(struct cache_file *file, void *user)
 	struct lease *lease = user;
 
 	(void)file;
-	for (size_t i = 0; i < lease->public->n_chunks; i++) /* not where no other memory could be had */
+	for (size_t i = 0; i < lease->public->n_chunks; i++) {
 		lease->memory[i].is_own = lease->memory[i].chunk != lease->chunks[i]->memory;
+		lease->memory[i].is_shared_with_holder = !lease->memory[i].is_own;
+	}
 	lease_end(lease);
 }
 

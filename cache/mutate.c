@@ -135,6 +135,13 @@ struct replacement {
 	struct device_op device_op;
 };
 
+static void tell_kept(struct chunk *chunk, int err)
+{
+	cache_log(chunk->file->cache, LOG_WARNING, "%s: no other memory for bytes %lld..%lld, which a revoked client has mapped: they "
+		  "leave the device (%s)",
+		  file_name(chunk->file), (long long)chunk_offset(chunk), (long long)chunk_end(chunk), strerror(-err));
+}
+
 static void memory_copied(struct device_op *op, int status)
 {
 	struct replacement *replacement = CONTAINER_OF(op, struct replacement, device_op);
@@ -147,9 +154,7 @@ static void memory_copied(struct device_op *op, int status)
 		chunk->generation = ++cache->next_generation;
 	} else {
 		cache->dev->ops->chunk_destroy(cache->dev, replacement->memory);
-		cache_log(cache, LOG_ERR, "%s: bytes %lld..%lld keep memory that a revoked client has mapped: %s",
-			  file_name(chunk->file), (long long)chunk_offset(chunk), (long long)chunk_end(chunk),
-			  strerror(-status));
+		tell_kept(chunk, status);
 	}
 	free(replacement);
 	thaw(chunk);
@@ -163,9 +168,7 @@ static void replace_memory(struct mutation *mutation, struct chunk *chunk)
 	int err = replacement == NULL ? -ENOMEM : cache->dev->ops->chunk_create(cache->dev, &replacement->memory);
 
 	if (err < 0) {
-		cache_log(cache, LOG_ERR, "%s: bytes %lld..%lld keep memory that a revoked client has mapped: %s",
-			  file_name(chunk->file), (long long)chunk_offset(chunk), (long long)chunk_end(chunk),
-			  strerror(-err));
+		tell_kept(chunk, err);
 		free(replacement);
 		thaw(chunk);
 		return;

@@ -1,6 +1,6 @@
 /*
  * device.c - the simulated device behind gpu/gpu.h: memory that clients map, copies that take a random time, are done
- * in two halves and overtake each other, and fail now and then.
+ * in two halves and overtake each other, and fail now and then; and other users of the device's memory, who come and go.
  */
 #include "test/simulation/device.h"
 
@@ -14,12 +14,13 @@
 struct gpu_chunk {
 	uint8_t *memory;
 	unsigned in_flight;
+	bool is_allocated; /* at its first operation */
 };
 
 struct device {
 	struct gpu_device base;
 	struct gpu_bounce bounce;
-	size_t n_chunks;
+	size_t n_chunks, n_allocated, n_others; /* n_others: chunks that somebody else has */
 };
 
 struct copy {
@@ -35,6 +36,7 @@ struct copy {
 };
 
 unsigned device_error_one_in;
+size_t device_memory_chunks;
 
 uint8_t *device_memory(struct gpu_chunk *chunk)
 {
@@ -75,13 +77,34 @@ static void copy_step(void *argument)
 	free(copy);
 }
 
+/* Whoever else uses the device takes and gives some, at random. */
+static void move_others(struct device *device)
+{
+	if (sim_chance(40))
+		device->n_others = sim_chance(2) ? 0 : sim_random(device_memory_chunks + 1);
+}
+
+static int allocate(struct device *device, struct gpu_chunk *chunk)
+{
+	if (chunk->is_allocated)
+		return 0;
+	move_others(device);
+	if (device_memory_chunks > 0 && device->n_allocated + device->n_others >= device_memory_chunks)
+		return -ENOMEM;
+	device->n_allocated++;
+	chunk->is_allocated = true;
+	return 0;
+}
+
 static void start(struct gpu_device *dev, struct copy copy)
 {
 	struct copy *started = malloc(sizeof(*started));
 
 	*started = copy;
 	started->dev = (struct device *)(void *)dev;
-	started->status = sim_chance(device_error_one_in) ? -EIO : 0;
+	started->status = allocate(started->dev, copy.chunk);
+	if (started->status == 0 && sim_chance(device_error_one_in))
+		started->status = -EIO;
 	started->chunk->in_flight++;
 	if (started->from != NULL)
 		started->from->in_flight++;
@@ -103,6 +126,7 @@ static void chunk_destroy(struct gpu_device *dev, struct gpu_chunk *chunk)
 	if (chunk->in_flight > 0)
 		sim_fail("device memory is freed with %u copies in flight on it", chunk->in_flight);
 	((struct device *)(void *)dev)->n_chunks--;
+	((struct device *)(void *)dev)->n_allocated -= chunk->is_allocated;
 	free(chunk->memory);
 	free(chunk);
 }
@@ -162,6 +186,32 @@ static void copy_chunk(struct gpu_device *dev, enum gpu_queue queue, struct gpu_
 				 .len = dev->chunk_bytes});
 }
 
+struct measurement {
+	struct device *device;
+	uint64_t *free_bytes;
+	struct gpu_op *op;
+};
+
+static void measurement_step(void *argument)
+{
+	struct measurement *measurement = argument;
+	struct device *device = measurement->device;
+	size_t used = device->n_allocated + device->n_others;
+
+	*measurement->free_bytes = (used < device_memory_chunks ? device_memory_chunks - used : 0) * device->base.chunk_bytes;
+	measurement->op->done(measurement->op, 0);
+	free(measurement);
+}
+
+static void measure(struct gpu_device *dev, uint64_t *free_bytes, struct gpu_op *op)
+{
+	struct measurement *measurement = malloc(sizeof(*measurement));
+
+	*measurement = (struct measurement){(struct device *)(void *)dev, free_bytes, op};
+	move_others(measurement->device);
+	sim_after(latency(), measurement_step, measurement);
+}
+
 static void destroy(struct gpu_device *dev)
 {
 	struct device *device = (struct device *)(void *)dev;
@@ -180,6 +230,7 @@ static const struct gpu_ops ops = {
 	.copy_from_device = copy_from_device,
 	.fill = fill,
 	.copy_chunk = copy_chunk,
+	.measure = measure,
 };
 
 int gpu_open(const struct gpu_config *config, struct gpu_device **dev, char **error)
@@ -187,7 +238,10 @@ int gpu_open(const struct gpu_config *config, struct gpu_device **dev, char **er
 	struct device *device = calloc(1, sizeof(*device));
 
 	*error = NULL;
-	*device = (struct device){.base = {.ops = &ops, .info = {.backend = "sim", .can_export = true},
+	*device = (struct device){.base = {.ops = &ops,
+					   .info = {.backend = "sim", .can_export = true,
+						    .memory_bytes = device_memory_chunks * config->chunk_bytes,
+						    .free_bytes = device_memory_chunks * config->chunk_bytes},
 					   .chunk_bytes = config->chunk_bytes},
 				  .bounce = config->bounce};
 	*dev = &device->base;

@@ -61,6 +61,8 @@ uint64_t history_horizon(void)
 
 static void tolerate(int err, const char *what)
 {
+	if (err == -ENOMEM && device_memory_chunks > 0)
+		return; /* not a single chunk could be had, or fewer than wanted */
 	if (err < 0 && !has_faults && err != -ECANCELED && err != -EBUSY)
 		sim_fail("%s failed with %d (%s), and no error was injected", what, err, strerror(-err));
 }
@@ -432,11 +434,14 @@ static void configure(struct cache_config *config)
 	disk_faults = (struct disk_faults){.error = has_faults ? 40 : 0, .short_io = sim_chance(2) ? 8 : 0,
 					   .again = sim_chance(2) ? 16 : 0};
 	device_error_one_in = has_faults && sim_chance(2) ? 60 : 0;
+	device_memory_chunks = sim_chance(3) ? 16 : 0;
+	if (device_memory_chunks > 0 && sim_chance(2))
+		config->capacity_bytes = 0; /* auto: half of it, with a reserve */
 	if (is_verbose)
 		fprintf(stderr, "  capacity %llu chunks, cpu_access %d, writeback_interval %u ms, read_timeout %u ms, "
-			"lease_timeout %u ms, errors of the disk %u, of the device %u, short %u, again %u\n",
+			"lease_timeout %u ms, memory %zu chunks, errors of the disk %u, of the device %u, short %u, again %u\n",
 			(unsigned long long)(config->capacity_bytes / CHUNK_BYTES), config->cpu_access,
-			config->writeback_interval_ms, config->read_timeout_ms, config->lease_timeout_ms, disk_faults.error,
+			config->writeback_interval_ms, config->read_timeout_ms, config->lease_timeout_ms, device_memory_chunks, disk_faults.error,
 			device_error_one_in, disk_faults.short_io, disk_faults.again);
 }
 
