@@ -21,6 +21,7 @@ struct device {
 	struct gpu_device base;
 	struct gpu_bounce bounce;
 	size_t n_chunks, n_allocated, n_others; /* n_others: chunks that somebody else has */
+	bool is_given_back;                     /* by those others, ever */
 };
 
 struct copy {
@@ -80,8 +81,10 @@ static void copy_step(void *argument)
 /* Whoever else uses the device takes and gives some, at random. */
 static void move_others(struct device *device)
 {
-	if (sim_chance(40))
-		device->n_others = sim_chance(2) ? 0 : sim_random(device_memory_chunks + 1);
+	size_t others = sim_chance(2) ? 0 : sim_random(device_memory_chunks + 1);
+
+	if (sim_chance(40) && (device->is_given_back || others > device->n_others))
+		device->n_others = others;
 }
 
 static int allocate(struct device *device, struct gpu_chunk *chunk)
@@ -243,7 +246,7 @@ int gpu_open(const struct gpu_config *config, struct gpu_device **dev, char **er
 						    .memory_bytes = device_memory_chunks * config->chunk_bytes,
 						    .free_bytes = device_memory_chunks * config->chunk_bytes},
 					   .chunk_bytes = config->chunk_bytes},
-				  .bounce = config->bounce};
+				  .bounce = config->bounce, .is_given_back = sim_chance(2)};
 	*dev = &device->base;
 	return 0;
 }
