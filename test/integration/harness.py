@@ -58,7 +58,7 @@ class Mount:
         os.makedirs(self.source, exist_ok=True)
         os.makedirs(self.point, exist_ok=True)
         o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M") | options
-        self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items())
+        self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items() if v is not None)
         self.daemon = None
 
     def start(self, terminal=None):
