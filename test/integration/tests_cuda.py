@@ -326,6 +326,7 @@ def no_memory_at_all_is_told():
             said = command(HMMFS, "prefetch", m.path("f"), ok=(1,))
             assert said.count("\n") == 1, said
             assert os.pread(fd, 3 * CHUNK, 0) == data_of(3 * CHUNK)
+        wait_until(lambda: m.status()["capacity_bytes"] == 60 * CHUNK, "it grows again")
         command(HMMFS, "prefetch", m.path("f"))
         assert resident(m) == 3
         os.close(fd)
