@@ -15,8 +15,17 @@
  * them may return: -ENOTTY (the file is not on an hmmfs mount), -ENOMEM, -ECONNRESET (the daemon is gone; all leases are
  * over).
  *
+ * On an NVIDIA GPU (mounts with device=cuda) the memory is in the application's own CUDA context, and its own kernels run on it:
+ *
+ *     hmmfs_begin(region, HMMFS_EXCLUSIVE, 0);
+ *     my_kernel<<<blocks, threads, 0, stream>>>((float *)hmmfs_device_pointer(region), len / 4);
+ *     hmmfs_end_stream(region, stream);          // returns at once; the lease ends when the kernel is done
+ *
+ * The CUDA context has to be current in the calling thread (with the CUDA runtime: after any call of it), on the mount's GPU. The
+ * library uses the driver that the application has loaded; it is not linked with it.
+ *
  * Threads: a region, or a session, is used by one thread at a time; different ones by any. fork: a child must not use
- * its parent's regions; it may make its own. Memory that hmmfs_data gave is not inherited.
+ * its parent's regions; it may make its own. Memory that hmmfs_data or hmmfs_device_pointer gave is not inherited.
  */
 #ifndef HMMFS_H
 #define HMMFS_H
@@ -59,11 +68,15 @@ void hmmfs_unmap(struct hmmfs_region *region);
  * mapping, are seen. Waits at most timeout_ms milliseconds (0: as long as it takes).
  * -EACCES: exclusive, but the file is open for reading only; -ENOSPC: no blocks on the disk for what may be written (nothing
  * was changed); -ETIMEDOUT; -EOPNOTSUPP: the file's policy (user.hmmfs.migrate) is never; -EIO: the disk can't be read;
- * -ERANGE: the file has been truncated to less; -EBUSY: access has begun already.
+ * -ERANGE: the file has been truncated to less; -EBUSY: access has begun already. On cuda: -ENXIO: the calling thread has no
+ * current CUDA context; -EXDEV: it is one of another GPU; -EPERM: of a file that is open for reading only, memory is given to the
+ * mount's owner only (see hmmfs_device_pointer). What went wrong in an earlier hmmfs_end_stream that nobody has waited for is
+ * returned here, and nothing has begun.
  */
 int hmmfs_begin(struct hmmfs_region *region, enum hmmfs_mode mode, unsigned timeout_ms);
 
-/* Ends access. When it returns, every CPU access sees what was stored to the region. -ESTALE: the lease had been revoked
+/* Ends access. When it returns, every CPU access sees what was stored to the region: on cuda, all work on it must be complete
+ * before the call (or see hmmfs_end_stream). -ESTALE: the lease had been revoked
  * (others waited longer than the mount's lease_timeout); stores made after that are lost. -EINVAL: none was held. */
 int hmmfs_end(struct hmmfs_region *region);
 
@@ -71,6 +84,27 @@ int hmmfs_end(struct hmmfs_region *region);
  * can't, and outside of begin and end. Read-only memory under a shared lease. The address does not change while the region
  * lives. */
 void *hmmfs_data(struct hmmfs_region *region);
+
+/* The same as a CUdeviceptr, on cuda; 0 elsewhere, and outside of begin and end. It is valid in every context of the mount's GPU.
+ * Under a shared lease the memory is mapped read-only where the driver has read-only mappings (a kernel that stores to it is
+ * ended with CUDA_ERROR_ILLEGAL_ADDRESS). Where it hasn't, nothing keeps a kernel from storing: what it stores may or may not be
+ * seen by others, and is never written to the disk by the lease. CUDA's handles know no read-only at all: so a process of another
+ * user than the mount's owner gets none of a file that it has open for reading only.
+ * Memory that is mapped stays mapped until it is replaced by a later hmmfs_begin or the region is unmapped, and so stays in use on
+ * the GPU, even when the file has left it. */
+unsigned long long hmmfs_device_pointer(struct hmmfs_region *region);
+
+/*
+ * Ends access when the work is done that the stream (a CUstream or cudaStream_t; NULL: the default stream) has been given so far, or
+ * that the event (CUevent, cudaEvent_t) was recorded behind. Both return at once; until hmmfs_wait, hmmfs_begin or hmmfs_unmap,
+ * each of which waits for the end, the region must not be used by work that is queued later, and the event must not be
+ * destroyed or recorded again. cuda only: -EOPNOTSUPP elsewhere. -EINVAL: none was held; -ENXIO: no current context; -EIO: the
+ * driver refuses (the context is poisoned); the lease is held on then.
+ */
+int hmmfs_end_stream(struct hmmfs_region *region, void *stream);
+int hmmfs_end_event(struct hmmfs_region *region, void *event);
+/* Waits for such an end. -ESTALE: as hmmfs_end; -EIO: the work failed; the lease has ended all the same. -EINVAL: there is none. */
+int hmmfs_wait(struct hmmfs_region *region);
 
 /* What the last hmmfs_begin did. */
 struct hmmfs_times {
@@ -92,6 +126,8 @@ struct hmmfs_info {
 	pid_t daemon;
 	char backend[16];
 	char device_name[128];
+	bool is_cuda;        /* hmmfs_device_pointer works */
+	uint8_t device_uuid[16]; /* is_cuda: of the GPU, as cuDeviceGetUuid gives it */
 };
 
 struct hmmfs_session;

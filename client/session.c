@@ -158,12 +158,14 @@ static int say_hello(struct hmmfs_session *session, const struct wire_ticket *ti
 	if (err < 0)
 		return err;
 	session->info = (struct hmmfs_info){.chunk_bytes = hello.chunk_bytes, .capacity_bytes = hello.capacity_bytes,
-					    .file_bytes = hello.file_bytes, .can_export = hello.flags & WIRE_CAN_EXPORT,
+					    .file_bytes = hello.file_bytes, .can_export = (hello.flags & (WIRE_CAN_EXPORT | WIRE_EXPORTS_CUDA)) == WIRE_CAN_EXPORT,
+					    .is_cuda = hello.flags & WIRE_EXPORTS_CUDA,
 					    .can_run = hello.flags & WIRE_CAN_RUN,
 					    .is_writable = hello.flags & WIRE_IS_WRITABLE, .owner = hello.owner_uid,
 					    .daemon = (pid_t)hello.daemon_pid};
 	memcpy(session->info.backend, hello.backend, sizeof(hello.backend));
 	memcpy(session->info.device_name, hello.device_name, sizeof(hello.device_name));
+	memcpy(session->info.device_uuid, hello.device_uuid, sizeof(hello.device_uuid));
 	return 0;
 }
 

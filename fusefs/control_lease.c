@@ -121,7 +121,8 @@ static int send_chunks(struct session *session, struct region *region, bool is_w
 			uint64_t generation, wanted;
 			struct gpu_chunk *chunk = cache_lease_chunk(&region->lease, i, &generation);
 
-			wanted = generation << 1 | is_writable;
+			/* CUDA's handles know no read-only: a client that has one need not be sent it again to write. */
+			wanted = generation << 1 | (is_writable || dev->info.exports_cuda);
 			if (region->sent[i] == wanted || region->sent[i] == (generation << 1 | 1))
 				continue;
 			err = dev->ops->chunk_export(dev, chunk, is_writable, &fds[n]);

@@ -65,6 +65,8 @@ const char *explain(int err)
 	case ETIMEDOUT: return "the time limit was reached";
 	case EFAULT: return "the kernel crashed";
 	case ENODEV: return "the device is lost";
+	case ENXIO: return "no CUDA context of the mount's GPU can be had here";
+	case EXDEV: return "the CUDA context is one of another GPU than the mount's";
 	default: return strerror(-err);
 	}
 }

@@ -39,6 +39,9 @@ static const char doc[] =
 	"  fill BYTE         in place\n"
 	"  FILE.cl:ENTRY     your own OpenCL C: __kernel void ENTRY(__global uchar *data, ulong len, ...),\n"
 	"                    with one more parameter for each --arg\n"
+	"  FILE.cu:ENTRY     on cuda, your own CUDA C (compiled by NVRTC):\n"
+	"                    __global__ void ENTRY(unsigned char *data, unsigned long long len, ...)\n"
+	"  FILE.ptx:ENTRY, FILE.cubin:ENTRY  on cuda, the same compiled before\n"
 	"Exit status: 0, 1 failure, 2 misuse.";
 
 /* ---- parsing ---- */
@@ -131,20 +134,38 @@ static void parse_arg(struct argp_state *state, const char *text, struct run_arg
 	arguments->args[arguments->n_args++] = arg;
 }
 
-static char *read_text(struct argp_state *state, const char *path)
+/* All of a file, and a 0 behind it. */
+static char *read_source(struct argp_state *state, const char *path)
 {
 	FILE *file = fopen(path, "re");
 	char *text = NULL;
-	size_t size = 0;
-	ssize_t n;
+	size_t n = 0, more = 0;
 
 	if (file == NULL)
 		argp_error(state, "%s: %s", path, strerror(errno));
-	n = getdelim(&text, &size, '\0', file);
+	do {
+		n += more;
+		text = realloc(text, n + 65536 + 1);
+		if (text == NULL)
+			argp_error(state, "%s: %s", path, strerror(ENOMEM));
+		more = fread(text + n, 1, 65536, file);
+	} while (more > 0);
+	text[n] = '\0';
 	fclose(file);
-	if (n <= 0)
+	if (n == 0)
 		argp_error(state, "%s: empty", path);
 	return text;
+}
+
+static enum run_language language_of(const char *path)
+{
+	const char *dot = strrchr(path, '.');
+
+	if (dot != NULL && strcmp(dot, ".cu") == 0)
+		return RUN_CUDA_C;
+	if (dot != NULL && (strcmp(dot, ".ptx") == 0 || strcmp(dot, ".cubin") == 0))
+		return RUN_CUDA_IMAGE;
+	return RUN_OPENCL_C;
 }
 
 static void parse_byte(struct argp_state *state, const char *kernel, const char *text, struct run_arguments *arguments)
@@ -180,12 +201,15 @@ static int parse_kernel(struct argp_state *state, char **words, int n, struct ru
 		return 2;
 	}
 	if (colon == NULL || colon == name || colon[1] == '\0')
-		argp_error(state, "%s: no such kernel; use sum, histogram, count PATTERN, xor BYTE, fill BYTE or FILE.cl:ENTRY", name);
+		argp_error(state, "%s: no such kernel; use sum, histogram, count PATTERN, xor BYTE, fill BYTE, FILE.cl:ENTRY or, on cuda, "
+			   "FILE.cu:ENTRY, FILE.ptx:ENTRY or FILE.cubin:ENTRY",
+			   name);
 	arguments->kernel = HMMFS_SOURCE;
 	arguments->entry = strdup(colon + 1);
 	char *path = strndup(name, (size_t)(colon - name));
 
-	arguments->source = read_text(state, path);
+	arguments->source = read_source(state, path);
+	arguments->language = language_of(path);
 	free(path);
 	return 1;
 }
@@ -362,10 +386,16 @@ static int report_failure(const char *path, const struct run_arguments *argument
 {
 	if (err == -E2BIG)
 		return misuse("%s: larger than the device's capacity, which a kernel of your own can't be; choose a part with --range", path);
+	if (err == -EMEDIUMTYPE)
+		return misuse("%s: %s", arguments->kernel_name,
+			      arguments->language == RUN_OPENCL_C ? "OpenCL C does not run on a mount with device=cuda; bring a .cu, .ptx or .cubin"
+								  : "CUDA runs on a mount with device=cuda only; bring a .cl");
 	if (outcome->log != NULL)
 		fprintf(stderr, "%s\n", outcome->log);
 	if (err == -ENOEXEC)
 		return misuse("%s: does not compile for this device; the compiler's log is above", arguments->kernel_name);
+	if (err == -ENOENT && arguments->language == RUN_CUDA_C)
+		return fail("%s: can't be compiled here", arguments->kernel_name);
 	if (err == -ENODEV && arguments->kernel == HMMFS_SOURCE)
 		return fail("%s: no OpenCL device to run it on", path);
 	return fail("%s: %s: %s", arguments->kernel_name, path, explain(err));

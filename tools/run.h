@@ -6,10 +6,14 @@
 
 #include <stdbool.h>
 
+/* What a kernel of one's own is written in, by the name of its file: .cl, .cu, .ptx or .cubin. */
+enum run_language { RUN_OPENCL_C, RUN_CUDA_C, RUN_CUDA_IMAGE };
+
 struct run_arguments {
 	enum hmmfs_kernel kernel;
 	const char *kernel_name; /* as typed */
-	char *source, *entry;    /* HMMFS_SOURCE */
+	char *source, *entry;    /* HMMFS_SOURCE; a 0 behind the source */
+	enum run_language language;
 	uint8_t byte;
 	const char *pattern;
 	struct hmmfs_arg args[16];
@@ -35,6 +39,10 @@ struct run_outcome {
 /* run_region.c: runs the kernel on [off, off+len) of an open file, in the daemon's device or, where that has none, here. */
 int run_region(struct hmmfs_session *session, int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len,
 	       struct run_outcome *outcome);
+
+/* run_cuda.c: the same on a mount with device=cuda. */
+int run_on_cuda(struct hmmfs_session *session, int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len,
+		struct run_outcome *outcome);
 
 static inline bool run_writes(const struct run_arguments *arguments)
 {

@@ -1,25 +1,16 @@
 /*
  * run_region.c - one kernel on one region.
  *
- * A device that runs kernels is asked to. On one that does not (host) the region is mapped here: a built-in runs in this
- * process, a user's own in a child, which a time limit, a crash or Ctrl-C ends without harm to anything else.
+ * A device that runs kernels is asked to. On those that do not (host; cuda: run_cuda.c) the region is mapped here: a built-in
+ * runs in this process, a user's own in a child (run_child.c).
  */
-#include "tools/run.h"
+#include "tools/run_child.h"
 
 #include "gpu/gpu.h"
 
 #include <errno.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 
 static uint64_t clock_ns(void)
 {
@@ -51,15 +42,6 @@ static int run_on_device(struct hmmfs_session *session, const struct run_argumen
 
 /* ---- here ---- */
 
-/* A child's answer, in memory shared with it. */
-struct child_answer {
-	int status;
-	uint64_t kernel_ns;
-	size_t result_bytes, log_bytes;
-	char bytes[]; /* the result, then the log */
-};
-enum { LOG_MAX = 64 << 10 };
-
 static size_t out_bytes(const struct run_arguments *arguments)
 {
 	size_t n = 0;
@@ -69,78 +51,38 @@ static size_t out_bytes(const struct run_arguments *arguments)
 	return n;
 }
 
-static void run_in_child(struct gpu_run *run, uint8_t *data, struct child_answer *answer)
+struct source_job {
+	struct gpu_run *run;
+	uint8_t *data;
+};
+
+static void take(struct gpu_run *run, struct run_outcome *outcome)
 {
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	answer->status = gpu_run_source_on_cpu(run, data);
-	answer->kernel_ns = run->kernel_ns;
-	if (run->result != NULL) {
-		answer->result_bytes = run->result_bytes;
-		memcpy(answer->bytes, run->result, run->result_bytes);
-	}
-	if (run->log != NULL) {
-		answer->log_bytes = strnlen(run->log, LOG_MAX);
-		memcpy(answer->bytes + answer->result_bytes, run->log, answer->log_bytes);
-	}
-	_exit(0);
+	outcome->kernel_ns = run->kernel_ns;
+	outcome->result = run->result;
+	outcome->result_bytes = run->result == NULL ? 0 : run->result_bytes;
+	outcome->log = run->log;
 }
 
-/* True: the child ended by itself in time. */
-static bool wait_for_child(pid_t child, unsigned timeout_ms, int *wait_status)
+static int run_source(const void *argument, struct run_outcome *outcome)
 {
-	struct pollfd polled = {.fd = (int)syscall(SYS_pidfd_open, child, 0), .events = POLLIN};
-	bool is_in_time = polled.fd < 0 || poll(&polled, 1, timeout_ms == 0 ? -1 : (int)timeout_ms) > 0;
+	const struct source_job *job = argument;
+	int err = gpu_run_source_on_cpu(job->run, job->data);
 
-	if (!is_in_time)
-		kill(child, SIGKILL);
-	while (waitpid(child, wait_status, 0) < 0 && errno == EINTR)
-		;
-	if (polled.fd >= 0)
-		close(polled.fd);
-	return is_in_time;
+	take(job->run, outcome);
+	return err;
 }
 
-static int take_answer(const struct child_answer *answer, struct gpu_run *run)
+static int run_source_here(struct gpu_run *run, const struct run_arguments *arguments, uint8_t *data, struct run_outcome *outcome)
 {
-	run->kernel_ns = answer->kernel_ns;
-	run->result_bytes = answer->result_bytes;
-	if (answer->result_bytes > 0) {
-		run->result = malloc(answer->result_bytes);
-		if (run->result == NULL)
-			return -ENOMEM;
-		memcpy(run->result, answer->bytes, answer->result_bytes);
-	}
-	if (answer->log_bytes > 0)
-		run->log = strndup(answer->bytes + answer->result_bytes, answer->log_bytes);
-	return answer->status;
-}
+	struct source_job job = {run, data};
+	struct run_outcome of_child = {.bytes = 0};
+	int err = run_child(run_source, &job, out_bytes(arguments), run->timeout_ms, &of_child);
 
-static int run_source_here(struct gpu_run *run, const struct run_arguments *arguments, uint8_t *data)
-{
-	size_t bytes = sizeof(struct child_answer) + out_bytes(arguments) + LOG_MAX;
-	struct child_answer *answer = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	pid_t child;
-	int wait_status = 0, err;
-
-	if (answer == MAP_FAILED)
-		return -ENOMEM;
-	answer->status = -EFAULT; /* until it says otherwise: a child that ends without a word has crashed */
-	fflush(NULL);
-	child = fork();
-	if (child == 0)
-		run_in_child(run, data, answer);
-	if (child < 0)
-		err = -errno;
-	else if (!wait_for_child(child, run->timeout_ms, &wait_status))
-		err = -ETIMEDOUT;
-	else if (WIFSIGNALED(wait_status))
-		err = -EFAULT;
-	else
-		err = take_answer(answer, run);
-	if (err == -EFAULT && WIFSIGNALED(wait_status) && asprintf(&run->log, "the kernel was ended by signal %d (%s)", WTERMSIG(wait_status),
-				       strsignal(WTERMSIG(wait_status))) < 0)
-		run->log = NULL;
-	munmap(answer, bytes);
+	outcome->kernel_ns = of_child.kernel_ns;
+	outcome->result = of_child.result;
+	outcome->result_bytes = of_child.result_bytes;
+	outcome->log = of_child.log;
 	return err;
 }
 
@@ -170,11 +112,10 @@ static int compute_here(struct hmmfs_region *region, const struct run_arguments 
 					   .bytes = arguments->args[i].bytes, .out_bytes = arguments->args[i].out_bytes};
 		memcpy(args[i].scalar, arguments->args[i].scalar, sizeof(args[i].scalar));
 	}
-	err = arguments->kernel == HMMFS_SOURCE ? run_source_here(&run, arguments, data) : gpu_run_builtin_on_cpu(&run, data);
-	outcome->kernel_ns = run.kernel_ns;
-	outcome->result = run.result;
-	outcome->result_bytes = run.result == NULL ? 0 : run.result_bytes;
-	outcome->log = run.log;
+	if (arguments->kernel == HMMFS_SOURCE)
+		return run_source_here(&run, arguments, data, outcome);
+	err = gpu_run_builtin_on_cpu(&run, data);
+	take(&run, outcome);
 	return err;
 }
 
@@ -208,6 +149,10 @@ static int run_here(struct hmmfs_session *session, int fd, const struct run_argu
 int run_region(struct hmmfs_session *session, int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len,
 	       struct run_outcome *outcome)
 {
+	if (arguments->kernel == HMMFS_SOURCE && (arguments->language != RUN_OPENCL_C) != hmmfs_info(session)->is_cuda)
+		return -EMEDIUMTYPE;
+	if (hmmfs_info(session)->is_cuda)
+		return run_on_cuda(session, fd, arguments, off, len, outcome);
 	if (hmmfs_info(session)->can_run)
 		return run_on_device(session, arguments, off, len, outcome);
 	return run_here(session, fd, arguments, off, len, outcome);

@@ -1,6 +1,7 @@
 """device.py - libhmmfs: regions and leases, and what a test stores to a device and loads from it."""
 import contextlib, ctypes, os
-from harness import BUILD
+import cuda
+from harness import BUILD, DEVICE
 
 SHARED, EXCLUSIVE = 0, 1
 FILL, SOURCE = 4, 5  # enum hmmfs_kernel
@@ -9,7 +10,9 @@ COPY = b"__kernel void copy(__global uchar *data, ulong len, __global uchar *to)
 
 class Info(ctypes.Structure):
     _fields_ = [("chunk_bytes", ctypes.c_uint64), ("capacity_bytes", ctypes.c_uint64), ("file_bytes", ctypes.c_uint64),
-                ("can_export", ctypes.c_bool)]
+                ("can_export", ctypes.c_bool), ("can_run", ctypes.c_bool), ("is_writable", ctypes.c_bool), ("owner", ctypes.c_uint),
+                ("daemon", ctypes.c_int), ("backend", ctypes.c_char * 16), ("device_name", ctypes.c_char * 128),
+                ("is_cuda", ctypes.c_bool), ("device_uuid", ctypes.c_uint8 * 16)]
 
 
 class Chunk(ctypes.Structure):
@@ -44,7 +47,9 @@ def lib():
                 ("hmmfs_map", ctypes.c_int, pointer, ctypes.c_size_t, out),
                 ("hmmfs_map_fd", ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_size_t, out),
                 ("hmmfs_unmap", None, pointer), ("hmmfs_data", pointer, pointer), ("hmmfs_end", ctypes.c_int, pointer),
-                ("hmmfs_begin", ctypes.c_int, pointer, ctypes.c_int, ctypes.c_uint),
+                ("hmmfs_begin", ctypes.c_int, pointer, ctypes.c_int, ctypes.c_uint), ("hmmfs_wait", ctypes.c_int, pointer),
+                ("hmmfs_device_pointer", ctypes.c_uint64, pointer), ("hmmfs_end_stream", ctypes.c_int, pointer, pointer),
+                ("hmmfs_end_event", ctypes.c_int, pointer, pointer),
                 ("hmmfs_open_fd", ctypes.c_int, ctypes.c_int, out), ("hmmfs_close", None, pointer),
                 ("hmmfs_info", ctypes.POINTER(Info), pointer),
                 ("hmmfs_get_chunks", ctypes.c_int, pointer, ctypes.c_uint64, ctypes.POINTER(Chunk), ctypes.c_size_t,
@@ -67,16 +72,19 @@ def address_of(m):
 class Region:
     """A region of an open file or, given address, of the file mapped there (whose offset is off then too).
 
-    Where the CPU can't address the device's memory, load and store are kernels. They have leases of their own: the
-    region's is given up for each of them and taken again."""
+    On cuda, load and store are copies. Where this process can't reach the device's memory they are kernels, which have
+    leases of their own: the region's is given up for each of them and taken again."""
     def __init__(self, fd, off, length, address=None):
         self.r, self.off, self.length, self.session, self.mode = ctypes.c_void_p(), off, length, ctypes.c_void_p(), None
         check(lib().hmmfs_map(address, length, ctypes.byref(self.r)) if address is not None else
               lib().hmmfs_map_fd(fd, off, length, ctypes.byref(self.r)))
         check(lib().hmmfs_open_fd(fd, ctypes.byref(self.session)))
         self.is_addressable = lib().hmmfs_info(self.session).contents.can_export
+        self.is_cuda = lib().hmmfs_info(self.session).contents.is_cuda
 
     def begin(self, mode, timeout_ms=0):
+        if self.is_cuda:
+            cuda.use()
         check(lib().hmmfs_begin(self.r, mode, timeout_ms))
         self.mode = mode
         return self
@@ -86,8 +94,8 @@ class Region:
         check(lib().hmmfs_end(self.r))
 
     def address(self):
-        assert self.is_addressable and self.mode is not None
-        return lib().hmmfs_data(self.r)
+        assert self.mode is not None
+        return lib().hmmfs_device_pointer(self.r) if self.is_cuda else lib().hmmfs_data(self.r)
 
     def run(self, off, length, run):
         mode = self.mode
@@ -96,6 +104,8 @@ class Region:
         self.begin(mode)
 
     def load(self):
+        if self.is_cuda:
+            return cuda.read(self.address(), self.length)
         if self.is_addressable:
             return ctypes.string_at(self.address(), self.length)
         out = Argument(is_out=True, out_bytes=self.length)
@@ -106,6 +116,8 @@ class Region:
         return data
 
     def store(self, off, data):
+        if self.is_cuda:
+            return cuda.write(self.address() + off, data)
         if self.is_addressable:
             ctypes.memmove(self.address() + off, data, len(data))
             return
@@ -114,6 +126,11 @@ class Region:
 
     def close(self):
         lib().hmmfs_unmap(self.r), lib().hmmfs_close(self.session)
+
+
+def store_at(address, data):
+    """To memory of a region, also after its lease."""
+    cuda.write(address, data) if DEVICE.startswith("cuda") else ctypes.memmove(address, data, len(data))
 
 
 @contextlib.contextmanager
@@ -146,7 +163,8 @@ def states(fd):
 
 
 def cannot_address(fd):
-    """Why a test can't be run whose point is what a client stores to memory that it addresses; None: it can."""
+    """Why a test can't be run whose point is what a client stores to memory that it has mapped; None: it can."""
     with session_of(fd) as session:
-        can = lib().hmmfs_info(session).contents.can_export
+        info = lib().hmmfs_info(session).contents
+        can = info.can_export or info.is_cuda
     return None if can else "a client can't store to this device's memory while it holds the lease"

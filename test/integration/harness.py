@@ -1,5 +1,6 @@
 """harness.py - a real mount for a test: its own source, mount point and daemon, gone when the test ends, however it ends."""
 import contextlib, errno, json, os, shutil, subprocess, tempfile, time
+import cuda
 
 BUILD = os.environ.get("HMMFS_TEST_BUILD", "")
 HMMFS = os.path.join(BUILD, "tools/hmmfs") if BUILD else "hmmfs"
@@ -14,6 +15,8 @@ def bytes_of(size):
 CHUNK = bytes_of(os.environ.get("HMMFS_TEST_CHUNK", "64K"))
 CAPACITY = bytes_of(os.environ["HMMFS_TEST_CAPACITY"]) if "HMMFS_TEST_CAPACITY" in os.environ else 64 * CHUNK
 CAPACITY_CHUNKS = CAPACITY // CHUNK
+if DEVICE.startswith("cuda"):
+    cuda.set_environment(CHUNK)
 
 
 def command(*args, ok=(0,), **more):

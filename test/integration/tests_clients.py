@@ -1,6 +1,6 @@
 """tests_clients.py - clients of the control socket: what they are told, and what they can't do to others."""
 import ctypes, errno, fcntl, os, socket, struct, subprocess, sys, traceback
-from device import EXCLUSIVE, SHARED, Region, cannot_address, leased
+from device import EXCLUSIVE, SHARED, Region, cannot_address, leased, store_at
 from harness import CHUNK, data_of, mounted, raises
 
 MAGIC, HELLO, STATUS = 0x48464d48, 1, 9  # client/protocol.h
@@ -42,7 +42,7 @@ def a_revoked_lease_is_told_and_its_memory_is_nobody_elses():
         r.store(0, b"before")
         address = r.address()
         assert os.pread(fd, 6, 0) == b"before"  # waits, and has the lease revoked
-        ctypes.memmove(address, b"zombie", 6)
+        store_at(address, b"zombie")
         assert os.pread(fd, 6, 0) == b"before"
         raises(errno.ESTALE, r.end)
         r.close(), os.close(fd)

@@ -60,14 +60,33 @@ def results_are_those_of_the_range_in_every_form():
         assert m.backing("large") == want and m.backing("f") == b
 
 
+KERNELS = """
+KERNEL void first(BYTES d, LENGTH n, int add, BYTES o) { LENGTH i = ITEM; if (i < 8) o[i] = d[i] + add; }
+KERNEL void inc(BYTES d, LENGTH n) { LENGTH i = ITEM; if (i < n) d[i] += 1; }
+KERNEL void spin(BYTES d, LENGTH n) { volatile BYTES v = d; while (v[0] != 255 || v[1] != 254) ; }
+KERNEL void wild(BYTES d, LENGTH n) { d[(LENGTH)1 << 46] = 1; }
+"""
+WORDS = {".cl": {"KERNEL": "__kernel", "BYTES": "__global uchar *", "LENGTH": "ulong", "ITEM": "get_global_id(0)"},
+         ".cu": {"KERNEL": 'extern "C" __global__', "BYTES": "unsigned char *", "LENGTH": "unsigned long long",
+                 "ITEM": "(unsigned long long)blockIdx.x * blockDim.x + threadIdx.x"}}
+
+
+def own_kernels(m):
+    """A file of kernels in the language of the device."""
+    suffix, text = ".cu" if DEVICE.startswith("cuda") else ".cl", KERNELS
+    for word, meaning in WORDS[suffix].items():
+        text = text.replace(word, meaning)
+    path = os.path.join(os.path.dirname(m.source), "k" + suffix)
+    with open(path, "w") as f:
+        f.write(text)
+    return path
+
+
 def out_of_a_kernel_of_ones_own_and_of_several_files_is_written():
     with mounted() as m:
         b = data_of(CHUNK + 5)
         p, q = m.put("f", b), m.put("g", data_of(100, 7))
-        cl, out = (os.path.join(os.path.dirname(m.source), n) for n in ("k.cl", "out"))
-        with open(cl, "w") as f:
-            f.write("__kernel void first(__global uchar *d, ulong n, int add, __global uchar *o)"
-                    "{ulong i=get_global_id(0); if(i<8) o[i]=d[i]+add;}\n")
+        cl, out = own_kernels(m), os.path.join(os.path.dirname(m.source), "out")
         command(HMMFS, "run", cl + ":first", p, q, "--arg", "int:3", "--arg", "out:8", "--items", "8", "--shared", "--out", out)
         with open(out, "rb") as f:
             assert f.read() == bytes((x + 3) & 255 for x in b[:8] + data_of(8, 7))
@@ -83,20 +102,17 @@ def ones_own_kernels_run_and_fail_alone():
     with mounted() as m:
         b = data_of(CHUNK + 5)
         p, other = m.put("f", b), m.put("other", b)
-        cl = os.path.join(os.path.dirname(m.source), "k.cl")
-        with open(cl, "w") as f:
-            f.write("__kernel void inc(__global uchar *d, ulong n){ulong i=get_global_id(0); if(i<n) d[i]+=1;}\n"
-                    "__kernel void spin(__global uchar *d, ulong n){volatile __global uchar *v=d; while(v[0]!=255||v[1]!=254) ;}\n"
-                    "__kernel void wild(__global uchar *d, ulong n){d[1UL<<46]=1;}\n")
-        with open(cl + ".bad.cl", "w") as f:
-            f.write("__kernel void inc(__global uchar *d, ulong n){ nonsense }\n")
+        cl = own_kernels(m)
+        bad = os.path.join(os.path.dirname(m.source), "bad" + os.path.splitext(cl)[1])
+        with open(bad, "w") as f:
+            f.write("#error nonsense\n")
         fd = os.open(other, os.O_RDWR)
         with leased(fd, EXCLUSIVE) as r:
             r.store(0, b"dirty")
         command(HMMFS, "run", cl + ":inc", p)
         with open(p, "rb") as f:
             assert f.read() == bytes((x + 1) & 255 for x in b)
-        assert "nonsense" in command(HMMFS, "run", cl + ".bad.cl:inc", p, ok=(1, 2))
+        assert "nonsense" in command(HMMFS, "run", bad + ":inc", p, ok=(1, 2))
         command(HMMFS, "run", cl + ":spin", p, "--timeout", "1", ok=(1,))
         command(HMMFS, "run", cl + ":wild", p, ok=(1,))
         assert os.pread(fd, 5, 0) == b"dirty"

@@ -12,7 +12,7 @@
  *
  * Exit status: 0, 1 a byte or a status was wrong, 2 misuse.
  */
-#include "client/hmmfs.h"
+#include "test/random/device_memory.h"
 
 #include <argp.h>
 #include <errno.h>
@@ -29,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HISTORY = 40, LINE = 120, STRIPE = 61, DIRECT_ALIGN = 4096 };
+enum { HISTORY = 40, LINE = 120, STRIPE = 61, DIRECT_ALIGN = 4096, RUNS_MAX = 16384 };
 
 struct arguments {
 	uint64_t seed, seconds, ops, file_size, processes;
@@ -269,11 +269,24 @@ static void place(struct tester *t)
 	}
 }
 
+/* The bytes of others stay as they are: they may write(2) them while we hold the lease. */
+static void store_own_runs(struct tester *t, struct hmmfs_region *region, uint64_t off, uint64_t from, uint64_t n)
+{
+	for (uint64_t at = from, end; at < from + n; at = end) {
+		bool is_ours = is_own(t, off + at);
+
+		for (end = at + 1; end < from + n && is_own(t, off + end) == is_ours; end++)
+			;
+		if (is_ours && device_memory_store(region, at, end - at) < 0)
+			wrong(t, "the device's memory can't be stored to");
+	}
+}
+
 static void use_device(struct tester *t)
 {
 	struct hmmfs_region *region;
 	bool is_exclusive = below(t, 2), is_by_address = below(t, 2);
-	uint64_t off, len, limit = hmmfs_info(t->session)->capacity_bytes / 2;
+	uint64_t off, len, from, n, limit = hmmfs_info(t->session)->capacity_bytes / 2;
 	uint8_t *data;
 	int err;
 
@@ -286,18 +299,20 @@ static void use_device(struct tester *t)
 	err = is_by_address ? hmmfs_map(t->map + off, len, &region) : hmmfs_map_fd(t->fd, (off_t)off, len, &region);
 	check_status(t, "hmmfs_map", err, 0);
 	check_status(t, "hmmfs_begin", hmmfs_begin(region, is_exclusive ? HMMFS_EXCLUSIVE : HMMFS_SHARED, 0), 0);
-	data = hmmfs_data(region);
+	data = device_memory_load(region, len);
 	if (data == NULL)
-		wrong(t, "hmmfs_data is NULL");
+		wrong(t, "the device's memory can't be had");
 	compare(t, "device load", data, off, len);
 	if (is_exclusive) {
-		uint64_t from, n = pick_range(t, len, &from);
-
+		n = pick_range(t, len, &from);
+		if (t->n_processes > 1 && n > RUNS_MAX)
+			n = RUNS_MAX;
 		store(t, data + from, off + from, n);
+		store_own_runs(t, region, off, from, n);
 		if (below(t, 4) == 0 && fsync(t->fd) != 0)
 			wrong(t, "fsync under the lease: %s", strerror(errno));
 	}
-	check_status(t, "hmmfs_end", hmmfs_end(region), 0);
+	check_status(t, "hmmfs_end", device_memory_end(region), 0);
 	hmmfs_unmap(region);
 }
 
@@ -364,6 +379,7 @@ static uint64_t test_file(const struct arguments *arguments, unsigned process)
 	size_t max = (arguments->file_size + DIRECT_ALIGN) & ~(uint64_t)(DIRECT_ALIGN - 1);
 	struct tester *t = calloc(1, sizeof(*t));
 	double end = now_s() + (double)arguments->seconds;
+	const char *problem;
 	uint64_t n;
 	int err;
 
@@ -381,6 +397,9 @@ static uint64_t test_file(const struct arguments *arguments, unsigned process)
 		wrong(t, "mmap: %s", strerror(errno));
 	err = hmmfs_open_fd(t->fd, &t->session);
 	check_status(t, "hmmfs_open_fd", err, 0);
+	problem = device_memory_start(hmmfs_info(t->session), allocate(max + DIRECT_ALIGN), max + DIRECT_ALIGN);
+	if (problem != NULL)
+		wrong(t, "%s", problem);
 	for (n = 0; arguments->ops != 0 ? n < arguments->ops : now_s() < end; n++)
 		step(t);
 	check_all(t);

@@ -146,33 +146,26 @@ static void add_part(unsigned char *bytes, size_t len, void *user)
 		bytes[i] = (unsigned char)(bytes[i] + *(unsigned char *)user);
 }
 
-/* add_one(data, len), add(data, len, int n), crash(data, len), spin(data, len), sums(data, len, int n, uint64_t *out) */
-static CUresult run_add_one(const unsigned char *parameters)
+/* inc(data, len), first(data, len, int add, out: 8 bytes), wild(data, len), spin(data, len) */
+static CUresult run_inc(const unsigned char *parameters)
 {
 	unsigned char n = 1;
 
 	return each_part(data_of(parameters), MAY_READ | MAY_WRITE, add_part, &n);
 }
 
-static CUresult run_add(const unsigned char *parameters)
+static CUresult run_first(const unsigned char *parameters)
 {
-	unsigned char n = (unsigned char)parameter(parameters, 2);
+	unsigned char bytes[8];
 
-	return each_part(data_of(parameters), MAY_READ | MAY_WRITE, add_part, &n);
+	if (!sim_copy(parameter(parameters, 0), bytes, sizeof(bytes), false))
+		return (CUresult)ERROR_ILLEGAL_ADDRESS;
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = (unsigned char)(bytes[i] + parameter(parameters, 2));
+	return sim_copy(parameter(parameters, 3), bytes, sizeof(bytes), true) ? CUDA_SUCCESS : (CUresult)ERROR_ILLEGAL_ADDRESS;
 }
 
-static CUresult run_sums(const unsigned char *parameters)
-{
-	uint64_t histogram[256] = {0}, sum = 0;
-	CUresult result = each_part(data_of(parameters), MAY_READ, count_part, histogram);
-
-	for (uint64_t i = 0; i < 256; i++)
-		sum += i * histogram[i];
-	sum *= (uint32_t)parameter(parameters, 2);
-	return result == CUDA_SUCCESS ? add_result(parameter(parameters, 3), &sum, 1) : result;
-}
-
-static CUresult run_crash(const unsigned char *parameters)
+static CUresult run_wild(const unsigned char *parameters)
 {
 	(void)parameters;
 	return (CUresult)ERROR_ILLEGAL_ADDRESS;
@@ -191,10 +184,9 @@ static const struct sim_twin twins[] = {{"hmmfs_sum", {8, 8, 8}, run_sum},
 					{"hmmfs_count", {8, 8, 8, 4, 8}, run_count},
 					{"hmmfs_xor", {8, 8, 1}, run_xor},
 					{"hmmfs_fill", {8, 8, 1}, run_fill},
-					{"add_one", {8, 8}, run_add_one},
-					{"add", {8, 8, 4}, run_add},
-					{"sums", {8, 8, 4, 8}, run_sums},
-					{"crash", {8, 8}, run_crash},
+					{"inc", {8, 8}, run_inc},
+					{"first", {8, 8, 4, 8}, run_first},
+					{"wild", {8, 8}, run_wild},
 					{"spin", {8, 8}, run_spin}};
 
 CUresult sim_run_kernel(const struct sim_op *op)
