@@ -1,10 +1,11 @@
 """tests_cuda.py - the cuda device on the simulated driver (test/simcuda), which fails when told to. Run with HMMFS_TEST_DEVICE=cuda."""
-import contextlib, ctypes, errno, os, re, signal, subprocess, sys, tempfile
-from device import SHARED, Region, session_of, states
-from harness import CAPACITY_CHUNKS, CHUNK, HMMFS, command, data_of, mounted, raises, wait_until
+import contextlib, errno, os, struct, subprocess, sys, tempfile
+from device import EXCLUSIVE, SHARED, Region, states, store_at
+from harness import CHUNK, HMMFS, command, daemon_environment, data_of, mounted, raises, wait_until
 
 DEVICES = ["cuda"]
 MIB = 1 << 20
+REGION_OPEN, ACQUIRE, MAP = 2, 4, 2  # client/protocol.h
 ECC, LAUNCH_FAILED, UNKNOWN, OUT_OF_MEMORY, OPERATING_SYSTEM = 214, 719, 999, 2, 304  # CUresult
 
 
@@ -23,13 +24,14 @@ def on_simcuda(test):
 
 @contextlib.contextmanager
 def environment(**more):
-    before = dict(os.environ)
-    os.environ.update({k if k == "LD_LIBRARY_PATH" else f"HMMFS_SIMCUDA_{k}": str(v) for k, v in more.items()})
+    """Of the daemons and commands: this process has a driver of its own, which is to be left alone."""
+    before = dict(daemon_environment)
+    daemon_environment.update({k if k == "LD_LIBRARY_PATH" else f"HMMFS_SIMCUDA_{k}": str(v) for k, v in more.items()})
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        daemon_environment.clear()
+        daemon_environment.update(before)
 
 
 class Driver:
@@ -268,7 +270,8 @@ def held(chunks):
             "('win',ctypes.c_void_p),('flags',ctypes.c_uint64)]\n"
             "p=P(1,1,1,0,None,0)\nn=int(sys.argv[1])\nassert c.cuMemCreate(ctypes.byref(h),ctypes.c_size_t(n),ctypes.byref(p),ctypes.c_ulonglong(0))==0\n"
             "os.write(1,b'!')\nsignal.pause()\n")
-    p = subprocess.Popen([sys.executable, "-c", code, str(chunks * CHUNK)], stdout=subprocess.PIPE)
+    p = subprocess.Popen([sys.executable, "-c", code, str(chunks * CHUNK)], stdout=subprocess.PIPE,
+                         env=os.environ | daemon_environment)
     try:
         assert os.read(p.stdout.fileno(), 1) == b"!"
         yield
@@ -352,7 +355,7 @@ def descriptors_that_run_out_are_told():
 @on_simcuda
 def readers_who_are_not_the_owner_get_no_handle():
     """They could store through it. Root is let in, and who may write the file."""
-    from tests_clients import as_nobody
+    from tests_clients import HELLO, MAGIC, as_nobody, connected, ticket_of
     if os.geteuid() != 0:
         return "needs root to become another user"
     with mounted(allow_other=True) as m:
@@ -360,7 +363,48 @@ def readers_who_are_not_the_owner_get_no_handle():
         os.chmod(os.path.join(m.source, "f"), 0o644)
         os.chmod(os.path.dirname(m.source), 0o755)
 
-        def begin():
-            Region(os.open(m.path("f"), os.O_RDONLY), 0, CHUNK).begin(SHARED)
-        assert as_nobody(begin) == errno.EPERM
+        def begin(mode):
+            """A shared lease with the memory's handles, by the protocol: a process that was forked has no CUDA."""
+            with open(m.path("f"), opener=lambda path, _: os.open(path, mode)) as f:
+                token, path = ticket_of(f.fileno())
+            with connected(path) as s:
+                region = 0
+                for op, flags, length in (HELLO, 0, 0), (REGION_OPEN, 0, CHUNK), (ACQUIRE, MAP, 0):
+                    s.send(struct.pack("<8I2Q16s", MAGIC, 2, op, 1, region, flags, 0, 0, 0, length, token))
+                    status, region = struct.unpack_from("<iI", s.recv(65536), 12)
+                    if status:
+                        raise OSError(-status, os.strerror(-status))
+        assert as_nobody(lambda: begin(os.O_RDONLY)) == errno.EPERM
+        os.chmod(os.path.join(m.source, "f"), 0o666)
+        assert as_nobody(lambda: begin(os.O_RDWR)) == 0
+        begin(os.O_RDONLY)
         m.umount()
+
+
+@on_simcuda
+def memory_that_a_revoked_client_maps_is_used_for_nothing_else():
+    """Neither when its lease was revoked, nor when the chunk has left the device since."""
+    with mounted(capacity=40 * CHUNK, lease_timeout="100ms", read_timeout="0") as m:
+        old = data_of(16 * CHUNK)
+        fd, late = os.open(m.put("f", old), os.O_RDWR), os.open(m.put("late", old), os.O_RDWR)
+        revoked, ended = Region(fd, 0, 16 * CHUNK).begin(EXCLUSIVE), Region(late, 0, 16 * CHUNK).begin(SHARED)
+        addresses = revoked.address(), ended.address()
+        ended.end()
+        assert os.pread(fd, 5, 0) == old[:5]  # waits, and has the lease revoked
+        raises(errno.ESTALE, revoked.end)
+        command(HMMFS, "evict", m.path("f"), m.path("late"))
+        other = data_of(40 * CHUNK, 2)
+        reader = os.open(m.put("other", other), os.O_RDWR)
+        command(HMMFS, "prefetch", m.path("other"))
+        _zombie(addresses[0], 16 * CHUNK)
+        assert os.pread(reader, 40 * CHUNK, 0) == other and os.pread(fd, 16 * CHUNK, 0) == old
+        revoked.close(), ended.close()
+        for f in (fd, late, reader):
+            os.close(f)
+        m.umount()
+        assert (m.backing("f"), m.backing("late"), m.backing("other")) == (old, old, other)
+
+
+def _zombie(address, length):
+    for off in range(0, length, CHUNK):
+        store_at(address + off, b"zombie")
