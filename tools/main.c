@@ -17,6 +17,7 @@ static const struct command {
 	{"mount", command_mount, "mount SOURCE MOUNTPOINT [-o OPTIONS] [-f]: serve a directory"},
 	{"umount", command_umount, "umount MOUNTPOINT: unmount, and wait until everything is on the disk"},
 	{"run", command_run, "run KERNEL FILE...: compute on files in device memory"},
+	{"exec", command_exec, "exec -- PROGRAM...: run a CUDA program whose copies of mapped files come from device memory"},
 	{"status", command_status, "status MOUNTPOINT [--json]: what is on the device, and counters"},
 	{"map", command_map, "map FILE... [--json]: the state of each chunk of a file"},
 	{"prefetch", command_prefetch, "prefetch FILE...: load files into device memory"},

@@ -1,0 +1,117 @@
+/*
+ * copy.c - from the device cache to where the program wants it.
+ *
+ * A copy of pageable memory, which a file's mapping is, waits for its stream and has read its source when it returns, also in its
+ * asynchronous form. So this one may wait until it is done. It does not where that is not so: while the stream is being captured
+ * into a graph, and for memory that the program has registered with the driver.
+ */
+#include "client/exec/exec.h"
+
+#include "client/hmmfs.h"
+#include "client/locate.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <unistd.h>
+
+/* How long another's exclusive lease is waited for, before the bytes are read as the program would have. */
+enum { TIMEOUT_MS = 1000, POINTER_MEMORY_TYPE = 2 };
+
+static struct {
+	CUresult (*is_capturing[2])(CUstream stream, int *status); /* of the legacy and of the threads' own default streams */
+	CUresult (*copy[2])(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream);
+	CUresult (*synchronize[2])(CUstream stream);
+	CUresult (*pointer_attribute)(void *value, int attribute, CUdeviceptr pointer);
+} driver;
+static bool has_driver;
+static pthread_once_t driver_once = PTHREAD_ONCE_INIT;
+
+static void find_driver(void)
+{
+	static const char *const names[] = {"cuStreamIsCapturing", "cuStreamIsCapturing_ptsz", "cuMemcpyDtoDAsync_v2",
+					    "cuMemcpyDtoDAsync_v2_ptsz", "cuStreamSynchronize", "cuStreamSynchronize_ptsz",
+					    "cuPointerGetAttribute"};
+	void **entries = (void **)&driver;
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		entries[i] = exec_driver_symbol(names[i]);
+	has_driver = driver.is_capturing[0] != NULL && driver.copy[0] != NULL && driver.synchronize[0] != NULL &&
+		     driver.pointer_attribute != NULL;
+}
+
+static bool is_fit(const void *src, CUstream stream, bool is_per_thread)
+{
+	unsigned type;
+	int status = 0;
+
+	pthread_once(&driver_once, find_driver);
+	return has_driver && driver.copy[is_per_thread] != NULL && driver.is_capturing[is_per_thread] != NULL &&
+	       driver.synchronize[is_per_thread] != NULL &&
+	       driver.pointer_attribute(&type, POINTER_MEMORY_TYPE, (CUdeviceptr)(uintptr_t)src) != CUDA_SUCCESS &&
+	       driver.is_capturing[is_per_thread](stream, &status) == CUDA_SUCCESS && status == 0;
+}
+
+/* What fits on the device at once. */
+static bool copy_part(int fd, off_t off, size_t bytes, CUdeviceptr dst, CUstream stream, bool is_per_thread)
+{
+	struct hmmfs_region *region;
+	bool is_done;
+
+	if (hmmfs_map_fd(fd, off, bytes, &region) < 0)
+		return false;
+	is_done = hmmfs_begin(region, HMMFS_SHARED, TIMEOUT_MS) == 0 && hmmfs_device_pointer(region) != 0;
+	if (is_done) {
+		is_done = driver.copy[is_per_thread](dst, hmmfs_device_pointer(region), bytes, stream) == CUDA_SUCCESS;
+		/* In any case: the region's memory is in use until then. */
+		is_done &= driver.synchronize[is_per_thread](stream) == CUDA_SUCCESS;
+		is_done &= hmmfs_end(region) == 0; /* revoked: the CPU has the say about the bytes again */
+	}
+	hmmfs_unmap(region);
+	return is_done;
+}
+
+static uint64_t part_bytes(int fd)
+{
+	struct hmmfs_session *session;
+	uint64_t bytes = 0;
+
+	if (hmmfs_open_fd(fd, &session) < 0)
+		return 0;
+	if (hmmfs_info(session)->is_cuda)
+		bytes = hmmfs_info(session)->capacity_bytes / 2;
+	hmmfs_close(session);
+	return bytes;
+}
+
+static bool copy_file(int fd, off_t off, size_t bytes, CUdeviceptr dst, CUstream stream, bool is_per_thread)
+{
+	uint64_t limit = part_bytes(fd);
+
+	for (size_t done = 0; done < bytes;) {
+		size_t len = bytes - done < limit ? bytes - done : limit;
+
+		if (len == 0 || !copy_part(fd, off + (off_t)done, len, dst + done, stream, is_per_thread))
+			return false;
+		done += len;
+	}
+	return true;
+}
+
+bool exec_copy(CUdeviceptr dst, const void *src, size_t bytes, CUstream stream, bool is_per_thread)
+{
+	int before = errno, fd;
+	bool is_done = false;
+	off_t off;
+
+	if (exec_is_mapped_file(src, bytes) && is_fit(src, stream, is_per_thread)) {
+		fd = locate_mapping(src, bytes, &off);
+		if (fd >= 0) {
+			is_done = copy_file(fd, off, bytes, dst, stream, is_per_thread);
+			close(fd);
+		}
+	}
+	errno = before;
+	return is_done;
+}
