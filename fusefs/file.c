@@ -2,6 +2,7 @@
 #include "fusefs/fusefs.h"
 
 #include "fusefs/control.h"
+#include "fusefs/passthrough.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -48,6 +49,13 @@ static bool is_unchanged(struct inode *inode, struct cache_file *file, int fd)
 	return is_known && (is_same || is_ours);
 }
 
+static void forget_seen(struct inode *inode)
+{
+	pthread_mutex_lock(&inode->lock);
+	inode->seen.is_known = false;
+	pthread_mutex_unlock(&inode->lock);
+}
+
 /* ---- open ---- */
 
 static bool is_writing(int flags)
@@ -74,6 +82,7 @@ static struct handle *handle_create(struct inode *inode, int fd, int flags)
 	if (is_writing(flags))
 		cache_file_add_writer(file);
 	*handle = (struct handle){.inode = inode, .fd = fd, .is_writer = is_writing(flags),
+				  .id = atomic_fetch_add(&inode->fs->n_handles, 1) + 1,
 				  .error_sample = cache_file_error_sample(file)};
 	pthread_mutex_init(&handle->lock, NULL);
 	return handle;
@@ -88,17 +97,50 @@ static void handle_destroy(struct handle *handle)
 	free(handle);
 }
 
-static void set_open_flags(struct handle *handle, struct fuse_file_info *fi, bool keeps_cache)
+/* A file that has no business on the device. Not an empty one: it was just made, or truncated, to be written. */
+static bool is_never_resident(const struct fusefs *fs, enum fusefs_policy policy, int fd)
 {
+	struct stat st;
+
+	if (fs->options->is_read_only || policy == POLICY_NEVER)
+		return true;
+	return policy != POLICY_ALWAYS && fstat(fd, &st) == 0 && st.st_size > 0 &&
+	       (uint64_t)st.st_size < fs->options->migrate_min_bytes;
+}
+
+/* Counts the open, and says in fi what kind it is. handle_close, not handle_destroy, ends it. */
+static int handle_open(struct handle *handle, struct fuse_file_info *fi, enum fusefs_policy policy)
+{
+	struct inode *inode = handle->inode;
+	bool keeps_cache = is_unchanged(inode, inode_cache_file(inode), handle->fd);
+	int backing_id;
+	int err = passthrough_open(inode->fs->passthrough, handle, is_never_resident(inode->fs, policy, handle->fd),
+				   &backing_id);
+
+	if (err < 0)
+		return err;
 	fi->fh = (uintptr_t)handle;
-	fi->keep_cache = keeps_cache;
 	fi->noflush = !handle->is_writer; /* nothing of it can be dirty */
-	fi->parallel_direct_writes = 1;
+	if (handle->is_passed) {
+		fi->backing_id = backing_id;
+		forget_seen(inode); /* pages that the kernel has of it get old unseen */
+	} else {
+		fi->keep_cache = keeps_cache;
+		fi->parallel_direct_writes = 1;
+	}
+	return 0;
+}
+
+static void handle_close(struct handle *handle)
+{
+	passthrough_close(handle->inode->fs->passthrough, handle);
+	handle_destroy(handle);
 }
 
 struct prefetch {
 	struct cache_place place;
 	struct inode *inode;
+	struct passthrough_lease pass;
 	int status;
 };
 
@@ -115,6 +157,7 @@ static void end_prefetch(void *argument)
 	if (prefetch->status < 0)
 		log_line(LOG_WARNING, "%s: prefetch (policy always) failed: %s", inode_name(prefetch->inode),
 			 strerror(-prefetch->status));
+	passthrough_lease_end(prefetch->inode->fs->passthrough, prefetch->inode, &prefetch->pass);
 	inode_unref(prefetch->inode);
 	free(prefetch);
 }
@@ -127,31 +170,32 @@ static void prefetched(struct cache_op *op, int status)
 	repliers_give(prefetch->inode->fs->repliers, end_prefetch, prefetch);
 }
 
-static void prefetch_if_always(struct inode *inode)
+static void start_prefetch(struct inode *inode)
 {
 	struct prefetch *prefetch;
 
-	if (inode_policy(inode) != POLICY_ALWAYS)
-		return;
 	prefetch = atomic_fetch_add(&inode->fs->n_prefetches, 1) < PREFETCHES_MAX ? calloc(1, sizeof(*prefetch)) : NULL;
-	if (prefetch == NULL) {
+	if (prefetch == NULL || passthrough_lease_begin(inode->fs->passthrough, inode, 0, false, &prefetch->pass) < 0) {
 		atomic_fetch_sub(&inode->fs->n_prefetches, 1);
+		free(prefetch);
 		return;
 	}
 	inode_ref(inode);
 	*prefetch = (struct prefetch){.place = {.op.done = prefetched, .file = inode_cache_file(inode), .off = 0,
 						.len = INT64_MAX},
-				      .inode = inode};
+				      .inode = inode, .pass = prefetch->pass};
 	cache_prefetch(&prefetch->place);
 }
 
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct inode *inode = inode_of(req, ino);
-	int fd = inode_reopen(inode, backing_flags(fi->flags));
+	enum fusefs_policy policy = inode_policy(inode);
 	struct handle *handle;
-	bool keeps_cache;
+	int fd, err;
 
+	passthrough_settle(inode->fs->passthrough, inode);
+	fd = inode_reopen(inode, backing_flags(fi->flags));
 	if (fd < 0) {
 		fuse_reply_err(req, -fd);
 		return;
@@ -162,28 +206,35 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, ENOMEM);
 		return;
 	}
-	keeps_cache = is_unchanged(inode, inode_cache_file(inode), fd);
-	set_open_flags(handle, fi, keeps_cache);
-	prefetch_if_always(inode);
-	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: there will be no release */
+	err = handle_open(handle, fi, policy);
+	if (err < 0) {
 		handle_destroy(handle);
+		fuse_reply_err(req, -err);
+		return;
+	}
+	if (policy == POLICY_ALWAYS && !handle->is_passed)
+		start_prefetch(inode);
+	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: there will be no release */
+		handle_close(handle);
 }
 
 static void reply_created(fuse_req_t req, struct inode *inode, int fd, struct fuse_file_info *fi,
 			  const struct fuse_entry_param *entry)
 {
 	struct handle *handle = handle_create(inode, fd, fi->flags);
+	int err = handle == NULL ? -ENOMEM : handle_open(handle, fi, inode_policy(inode));
 
-	if (handle == NULL) {
-		close(fd);
+	if (err < 0) {
+		if (handle != NULL)
+			handle_destroy(handle);
+		else
+			close(fd);
 		inode_forget(inode, 1);
-		fuse_reply_err(req, ENOMEM);
+		fuse_reply_err(req, -err);
 		return;
 	}
-	is_unchanged(inode, inode_cache_file(inode), fd);
-	set_open_flags(handle, fi, false);
 	if (fuse_reply_create(req, entry, fi) == -ENOENT) {
-		handle_destroy(handle);
+		handle_close(handle);
 		inode_forget(inode, 1);
 	}
 }
@@ -251,7 +302,7 @@ static void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fu
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
-	handle_destroy(handle_of(fi));
+	handle_close(handle_of(fi));
 	fuse_reply_err(req, 0);
 }
 
@@ -419,7 +470,7 @@ static void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg
 	(void)arg;
 	(void)in;
 	(void)in_bytes;
-	control_ioctl(fs_of(req)->control, req, inode_of(req, ino), !is_directory && handle_of(fi)->is_writer, cmd, out_bytes);
+	control_ioctl(fs_of(req)->control, req, inode_of(req, ino), is_directory ? NULL : handle_of(fi), cmd, out_bytes);
 }
 
 void file_operations(struct fuse_lowlevel_ops *ops)

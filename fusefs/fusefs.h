@@ -58,10 +58,14 @@ struct handle {
 	struct inode *inode;
 	int fd;
 	bool is_writer;
+	bool is_passed; /* see passthrough.h; fixed once the open is answered */
+	uint64_t id;    /* unique for the life of the mount */
+	struct handle *prev, *next; /* passthrough.c's */
 	pthread_mutex_t lock;
 	uint32_t error_sample; /* lock */
 };
 
+struct passthrough;
 struct repliers;
 
 struct fusefs {
@@ -70,6 +74,8 @@ struct fusefs {
 	struct cache *cache;
 	struct control *control;
 	struct repliers *repliers;
+	struct passthrough *passthrough;
+	atomic_ullong n_handles; /* that there were so far */
 	struct inode root;
 	uid_t owner;
 	dev_t mount_dev;

@@ -1,6 +1,8 @@
 /* inode.c - the inode table. See fusefs.h for lives and locks. */
 #include "fusefs/fusefs.h"
 
+#include "fusefs/passthrough.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -115,6 +117,7 @@ static void inode_destroy(struct inode *inode)
 
 	if (file != NULL)
 		cache_file_destroy(file);
+	passthrough_forget(inode->fs->passthrough, inode);
 	close(inode->fd);
 	pthread_mutex_destroy(&inode->lock);
 	free(inode);

@@ -10,6 +10,7 @@
  */
 #include "fusefs/control.h"
 #include "fusefs/fusefs.h"
+#include "fusefs/passthrough.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -64,7 +65,10 @@ static const struct cache_callbacks callbacks = {
 
 static void op_init(void *user, struct fuse_conn_info *conn)
 {
-	(void)user;
+	struct fusefs *fs = user;
+
+	if (fs->is_root && fuse_set_feature_flag(conn, FUSE_CAP_PASSTHROUGH)) /* the kernel wants CAP_SYS_ADMIN for it */
+		passthrough_enable(fs->passthrough);
 	conn->max_write = CACHE_IO_MAX;
 	conn->max_readahead = CACHE_IO_MAX;
 	conn->max_background = 64;
@@ -390,6 +394,7 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 	sigaddset(&watch.set, SIGUSR2);
 	pthread_sigmask(SIG_BLOCK, &watch.set, NULL); /* in all threads made from here on */
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGIO, SIG_IGN); /* passthrough.c's leases */
 	pthread_mutex_init(&fs.table_lock, NULL);
 	pthread_cond_init(&fs.refs_are_gone, NULL);
 	err = open_root(&fs);
@@ -406,9 +411,10 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 		tell_error(tell, user, err, "io_uring: %s; see kernel.io_uring_disabled and RLIMIT_MEMLOCK", strerror(-err));
 		goto out_cache;
 	}
+	fs.passthrough = passthrough_create(&fs);
 	fs.repliers = repliers_start();
 	fs.session = new_session(&fs);
-	if (fs.repliers == NULL || fs.session == NULL) {
+	if (fs.passthrough == NULL || fs.repliers == NULL || fs.session == NULL) {
 		err = tell_error(tell, user, -ENOMEM, "out of memory");
 		goto out_cache;
 	}
@@ -438,7 +444,9 @@ out_cache:
 	if (fs.inodes != NULL)
 		HASH_DEL(fs.inodes, &fs.root);
 	inodes_destroy(&fs);
-	cache_destroy(fs.cache);
+	cache_destroy(fs.cache); /* its threads may be destroying inodes that went idle */
+	if (fs.passthrough != NULL)
+		passthrough_destroy(fs.passthrough);
 	close(fs.root.fd);
 	return err;
 }
