@@ -29,11 +29,13 @@ static bool is_in_capacity(const struct session *session, uint64_t off, uint64_t
 static int file_bytes(const struct session *session, uint64_t *bytes)
 {
 	struct stat st;
+	int err;
 
 	if (session->file == NULL)
 		return -EINVAL;
-	if (fstat(session->inode->fd, &st) < 0)
-		return -errno;
+	err = inode_stat(session->inode, &st);
+	if (err < 0)
+		return err;
 	*bytes = (uint64_t)st.st_size;
 	return 0;
 }

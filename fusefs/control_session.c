@@ -192,7 +192,7 @@ static int hello(struct session *session, const struct wire_request *request, st
 	cache_get_status(fs->cache, &status);
 	answer.chunk_bytes = status.chunk_bytes;
 	answer.capacity_bytes = status.capacity_bytes;
-	if (fstat(session->inode->fd, &st) == 0)
+	if (inode_stat(session->inode, &st) == 0)
 		answer.file_bytes = (uint64_t)st.st_size;
 	answer.flags = (dev->info.can_export ? WIRE_CAN_EXPORT : 0) | (dev->info.can_run ? WIRE_CAN_RUN : 0) |
 		       (session->is_writable ? WIRE_IS_WRITABLE : 0) | (session->file == NULL ? WIRE_IS_DIRECTORY : 0);

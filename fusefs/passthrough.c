@@ -222,13 +222,17 @@ struct backing_map {
 static int backing_open(struct passthrough *passthrough, const struct handle *handle)
 {
 	struct backing_map map = {.fd = handle->fd};
-	int id = ioctl(fuse_session_fd(passthrough->fs->session), IOC_BACKING_OPEN, &map);
+	int id, err;
 
+	allow_keeping_set_ids(false); /* the kernel writes with the rights that we have now, whoever writes */
+	id = ioctl(fuse_session_fd(passthrough->fs->session), IOC_BACKING_OPEN, &map);
+	err = errno;
+	allow_keeping_set_ids(true);
 	if (id > 0)
 		return id;
 	if (atomic_exchange(&passthrough->is_enabled, false))
 		log_line(LOG_INFO, "%s: no kernel passthrough: %s; this mount goes on without", inode_name(handle->inode),
-			 strerror(errno));
+			 strerror(err));
 	return -EIO;
 }
 

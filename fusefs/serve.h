@@ -20,6 +20,8 @@ struct fusefs_options {
 	unsigned writeback_interval_ms, read_timeout_ms, lease_timeout_ms;
 	bool allow_all_kernels;
 	bool allow_other, default_permissions, is_read_only;
+	bool nfs_export;
+	unsigned max_descriptors; /* 0: as many as may be */
 	bool is_foreground, is_debug;
 };
 
