@@ -252,7 +252,7 @@ void cache_sync_all(struct cache_sync *sync)
 			break;
 		}
 		pthread_mutex_lock(&file->gate);
-		file->queued++; /* keeps it active, so that it is still there below */
+		file_count_in_locked(file); /* keeps it active, so that it is still there below */
 		pthread_mutex_unlock(&file->gate);
 		part->sync = (struct cache_sync){.op.done = sync_part_done, .file = file,
 						 .is_datasync = sync->is_datasync, .is_flush = sync->is_flush,

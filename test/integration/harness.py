@@ -61,7 +61,7 @@ class Mount:
         self.source, self.point = os.path.join(scratch, "source"), os.path.join(scratch, "mount")
         os.makedirs(self.source, exist_ok=True)
         os.makedirs(self.point, exist_ok=True)
-        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M") | options
+        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M", migrate_min="0") | options
         self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items() if v is not None)
         self.daemon = None
 
@@ -99,7 +99,7 @@ class Mount:
 
     def umount(self, *how):
         command(*(how or (HMMFS, "umount", self.point)))
-        assert self.wait() == 0, f"the daemon's exit status; it said: {self.said}"
+        assert self.wait() == 0, f"the daemon's exit status is {self.daemon.returncode}; it said: {self.said}"
 
     def wait(self):
         self.said = (self.daemon.communicate(timeout=60)[1] or b"").decode()

@@ -1,5 +1,6 @@
 """tests_cuda.py - the cuda device on the simulated driver (test/simcuda), which fails when told to. Run with HMMFS_TEST_DEVICE=cuda."""
 import contextlib, errno, os, struct, subprocess, sys, tempfile
+import cuda
 from device import EXCLUSIVE, SHARED, Region, states, store_at
 from harness import CHUNK, HMMFS, command, daemon_environment, data_of, mounted, raises, wait_until
 
@@ -9,15 +10,9 @@ REGION_OPEN, ACQUIRE, MAP = 2, 4, 2  # client/protocol.h
 ECC, LAUNCH_FAILED, UNKNOWN, OUT_OF_MEMORY, OPERATING_SYSTEM = 214, 719, 999, 2, 304  # CUresult
 
 
-def _why_not():
-    """These tests need the simulated driver, which LD_LIBRARY_PATH names; on a real one they are skipped."""
-    paths = os.environ.get("LD_LIBRARY_PATH", "").split(":")
-    return None if any(os.path.exists(os.path.join(p, "libcuda.so.1")) and "simcuda" in p for p in paths) else "needs the simulated driver"
-
-
 def on_simcuda(test):
     def run():
-        return _why_not() or test()
+        return "needs the simulated driver" if cuda.IS_REAL else test()
     run.__name__, run.__module__, run.__doc__ = test.__name__, test.__module__, test.__doc__
     return run
 
