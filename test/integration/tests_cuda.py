@@ -370,7 +370,7 @@ def readers_who_are_not_the_owner_get_no_handle():
                     if status:
                         raise OSError(-status, os.strerror(-status))
         assert as_nobody(lambda: begin(os.O_RDONLY)) == errno.EPERM
-        os.chmod(os.path.join(m.source, "f"), 0o666)
+        os.chmod(m.path("f"), 0o666)
         assert as_nobody(lambda: begin(os.O_RDWR)) == 0
         begin(os.O_RDONLY)
         m.umount()
