@@ -149,6 +149,7 @@ static int run_here(struct hmmfs_session *session, int fd, const struct run_argu
 int run_region(struct hmmfs_session *session, int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len,
 	       struct run_outcome *outcome)
 {
+	*outcome = (struct run_outcome){.bytes = len};
 	if (arguments->kernel == HMMFS_SOURCE && (arguments->language != RUN_OPENCL_C) != hmmfs_info(session)->is_cuda)
 		return -EMEDIUMTYPE;
 	if (hmmfs_info(session)->is_cuda)

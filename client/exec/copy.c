@@ -57,18 +57,20 @@ static bool is_fit(const void *src, CUstream stream, bool is_per_thread)
 static bool copy_part(int fd, off_t off, size_t bytes, CUdeviceptr dst, CUstream stream, bool is_per_thread)
 {
 	struct hmmfs_region *region;
-	bool is_done;
+	bool is_done, is_over = true;
 
 	if (hmmfs_map_fd(fd, off, bytes, &region) < 0)
 		return false;
 	is_done = hmmfs_begin(region, HMMFS_SHARED, TIMEOUT_MS) == 0 && hmmfs_device_pointer(region) != 0;
 	if (is_done) {
 		is_done = driver.copy[is_per_thread](dst, hmmfs_device_pointer(region), bytes, stream) == CUDA_SUCCESS;
-		/* In any case: the region's memory is in use until then. */
-		is_done &= driver.synchronize[is_per_thread](stream) == CUDA_SUCCESS;
+		is_over = driver.synchronize[is_per_thread](stream) == CUDA_SUCCESS;
+		is_done &= is_over;
 		is_done &= hmmfs_end(region) == 0; /* revoked: the CPU has the say about the bytes again */
 	}
-	hmmfs_unmap(region);
+	/* Memory that a copy may still read stays mapped for good: to unmap it would poison the program's context. */
+	if (is_over)
+		hmmfs_unmap(region);
 	return is_done;
 }
 

@@ -3,6 +3,9 @@
 set -u
 build=${HMMFS_TEST_BUILD:-}
 hmmfs=${build:+$build/tools/}hmmfs
+if [ "${HMMFS_TEST_DEVICE:-}" = cuda ] && [ -z "${HMMFS_TEST_REAL_CUDA:-}" ]; then
+	export LD_LIBRARY_PATH=$build/test/simcuda HMMFS_SIMCUDA_GRANULARITY=65536
+fi
 scratch=$(mktemp -d)
 source=$scratch/'a,source' point=$scratch/mount
 mkdir "$source" "$point"
