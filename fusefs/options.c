@@ -124,11 +124,13 @@ static int parse_choice(const char *name, const char *text, const char *choices,
 static int interpret(struct fusefs_options *options, struct raw_options *raw, char **error)
 {
 	int cpu_access = CACHE_CPU_AUTO, policy = POLICY_AUTO, allow_kernels = 0;
+	const char *capacity;
 	int err;
 
 	if (raw->unknown != NULL)
 		return refuse(error, "-o %s: no such option; see hmmfs mount --help", raw->unknown);
-	if ((err = parse_size("capacity", raw->capacity, false, &options->capacity_bytes, error)) < 0 ||
+	capacity = raw->capacity != NULL && strcmp(raw->capacity, "auto") == 0 ? NULL : raw->capacity;
+	if ((err = parse_size("capacity", capacity, false, &options->capacity_bytes, error)) < 0 ||
 	    (err = parse_size("chunk", raw->chunk, false, &options->chunk_bytes, error)) < 0 ||
 	    (err = parse_size("bounce", raw->bounce, false, &options->bounce_bytes, error)) < 0 ||
 	    (err = parse_size("migrate_min", raw->migrate_min, true, &options->migrate_min_bytes, error)) < 0 ||

@@ -1,5 +1,5 @@
 /*
- * cuda_abi.h - what hmmfs uses of the CUDA driver's ABI, for builds without cuda.h. Names and values are the driver's; only
+ * cuda_abi.h - what hmmfs uses of the CUDA driver's ABI, for where there is no cuda.h. Names and values are the driver's; only
  * what is used is here. Private to cuda_api.h.
  */
 #ifndef HMMFS_CUDA_ABI_H

@@ -28,8 +28,9 @@ static const struct argp_option options[] = {
 static const char doc[] =
 	"Serve the directory SOURCE at MOUNTPOINT, with hot pages of its files in device memory.\v"
 	"Mount options:\n"
-	"  device=auto|host|opencl[:P.D]   where pages live (auto: an OpenCL GPU, an OpenCL CPU, host)\n"
-	"  capacity=SIZE                   device memory to use (half of the device's)\n"
+	"  device=auto|cuda[:N]|opencl[:P.D]|host\n"
+	"                                  where pages live (auto: cuda, an OpenCL GPU, an OpenCL CPU, host)\n"
+	"  capacity=auto|SIZE              device memory to use (auto: half of the device's; on cuda never the last sixteenth)\n"
 	"  chunk=SIZE                      unit of residency, a power of two (2M)\n"
 	"  bounce=SIZE                     pinned host memory for transfers (64M)\n"
 	"  cpu_access=copy|migrate|auto    a CPU read of a resident page: a copy of it, bring the chunk back, or\n"
