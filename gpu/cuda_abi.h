@@ -1,6 +1,6 @@
 /*
  * cuda_abi.h - what hmmfs uses of the CUDA driver's ABI, for where there is no cuda.h. Names and values are the driver's; only
- * what is used is here. Private to cuda_api.h.
+ * what is used is here. libhmmfs and test/simcuda use it in any build.
  */
 #ifndef HMMFS_CUDA_ABI_H
 #define HMMFS_CUDA_ABI_H

@@ -260,12 +260,12 @@ def a_lost_device_costs_what_was_dirty_and_the_mount_goes_on():
 @contextlib.contextmanager
 def held(chunks):
     """Another process that has so much of the device's memory."""
-    code = ("import ctypes,os,signal,sys\nc=ctypes.CDLL('libcuda.so.1')\nassert c.cuInit(0)==0\nh=ctypes.c_ulonglong()\n"
+    code = ("import ctypes,os,signal,sys\nc=ctypes.CDLL(sys.argv[2])\nassert c.cuInit(0)==0\nh=ctypes.c_ulonglong()\n"
             "class P(ctypes.Structure):\n _fields_=[('type',ctypes.c_int),('handles',ctypes.c_int),('location',ctypes.c_int),('id',ctypes.c_int),"
             "('win',ctypes.c_void_p),('flags',ctypes.c_uint64)]\n"
             "p=P(1,1,1,0,None,0)\nn=int(sys.argv[1])\nassert c.cuMemCreate(ctypes.byref(h),ctypes.c_size_t(n),ctypes.byref(p),ctypes.c_ulonglong(0))==0\n"
             "os.write(1,b'!')\nsignal.pause()\n")
-    p = subprocess.Popen([sys.executable, "-c", code, str(chunks * CHUNK)], stdout=subprocess.PIPE,
+    p = subprocess.Popen([sys.executable, "-c", code, str(chunks * CHUNK), cuda.LIBRARY], stdout=subprocess.PIPE,
                          env=os.environ | daemon_environment)
     try:
         assert os.read(p.stdout.fileno(), 1) == b"!"
