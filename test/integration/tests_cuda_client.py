@@ -4,7 +4,9 @@ import cuda
 from device import EXCLUSIVE, SHARED, Region, check, leased, lib
 from harness import BUILD, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises
 
-PROGRAM = os.path.join(BUILD, "test/integration/hmmfs_cuda_program")
+# Without sanitizers, whose runtime would have to be preloaded first
+CLIENT_BUILD = os.path.dirname(os.path.dirname(os.environ["HMMFS_TEST_CLIENT"])) if "HMMFS_TEST_CLIENT" in os.environ else BUILD
+PROGRAM = os.path.join(CLIENT_BUILD, "test/integration/hmmfs_cuda_program")
 NOT_CUDA = "about device=cuda"
 
 
@@ -29,6 +31,14 @@ def _can_fail():
     if "HMMFS_SIMCUDA_FAIL" not in os.environ and not cuda.IS_REAL:
         os.environ["HMMFS_SIMCUDA_FAIL"] = "@" + os.path.join(tempfile.gettempdir(), f"hmmfs-simcuda-rules-{os.getpid()}")
     return os.environ.get("HMMFS_SIMCUDA_FAIL", "").startswith("@")
+
+
+def _exec(path, how, **env):
+    """What a program says that knows nothing of hmmfs, under hmmfs exec."""
+    env = os.environ | {"HMMFS_EXEC_MIN": "1"} | env
+    if not cuda.IS_REAL:
+        env["LD_LIBRARY_PATH"] = os.path.join(CLIENT_BUILD, "test/simcuda")
+    return command(os.path.join(CLIENT_BUILD, "tools/hmmfs") if CLIENT_BUILD else HMMFS, "exec", "--", PROGRAM, path, how, env=env)
 
 
 def _stream():
@@ -199,7 +209,7 @@ def programs_that_know_nothing_get_their_bytes_from_the_cache():
     with mounted(capacity=4 * CHUNK, cpu_access="copy") as m:  # less than the file: copied in parts
         path = m.put("f", data_of(n))
         fills = lambda: m.status()["counters"]["fills"]
-        run = lambda how, **env: command(HMMFS, "exec", "--", PROGRAM, path, how, env=os.environ | {"HMMFS_EXEC_MIN": "1"} | env)
+        run = lambda how, **env: _exec(path, how, **env)
         for how, is_ours in (("linked", True), ("dlsym", True), ("next", True), ("proc", True), ("async", True), ("private", False),
                              ("anonymous", False)):
             command(HMMFS, "evict", path)
@@ -235,12 +245,11 @@ def programs_do_not_fail_where_hmmfs_does():
         for rule in ("cuMemImportFromShareableHandle:2:1", "cuMemMap:5:2", "cuMemSetAccess:2:1", "cuMemAddressReserve:2:2",
                      "cuMemcpyDtoDAsync:1:1", "cuStreamSynchronize:1:1", "cuCtxGetDevice:1:201", "cuStreamIsCapturing:1:900",
                      "cuPointerGetAttribute:1+:999", "cuDeviceGetUuid:1:101"):
-            env = os.environ | {"HMMFS_EXEC_MIN": "1", "HMMFS_SIMCUDA_FAIL": rule}
-            assert command(HMMFS, "exec", PROGRAM, path, "linked", env=env) == "same\n", rule
-        m.daemon.kill()  # the mapping then ends in SIGBUS with or without us: not asked for; but a file elsewhere is fine
+            assert _exec(path, "linked", HMMFS_SIMCUDA_FAIL=rule) == "same\n", rule
+        m.daemon.kill()  # a mapping of its files then ends in SIGBUS, with us or without; one of another file does not
         with tempfile.NamedTemporaryFile() as f:
             f.write(data_of(CHUNK)), f.flush()
-            assert command(HMMFS, "exec", PROGRAM, f.name, "linked", env=os.environ | {"HMMFS_EXEC_MIN": "1"}) == "same\n"
+            assert _exec(f.name, "linked") == "same\n"
 
 
 def kernels_that_do_not_load_say_why():
