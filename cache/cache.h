@@ -79,6 +79,11 @@ void cache_file_destroy(struct cache_file *file);
 /* Whether anything of the file is on the device or under way to it. */
 bool cache_file_is_active(struct cache_file *file);
 
+/* Whether nothing of the file was ever on the device or asked of the engine: destroying it blocks on nothing then. */
+bool cache_file_is_untouched(struct cache_file *file);
+/* Whether requests that change the backing may be under way. */
+bool cache_file_is_written(struct cache_file *file);
+
 /* Counts opens for writing: while there are any, pages given to the kernel may be dirty unseen. The
  * release of one is counted after its RELEASE arrived (the kernel has flushed by then). */
 void cache_file_add_writer(struct cache_file *file);

@@ -68,6 +68,26 @@ bool cache_file_is_active(struct cache_file *file)
 	return atomic_load(&file->is_active);
 }
 
+bool cache_file_is_untouched(struct cache_file *file)
+{
+	bool is_untouched;
+
+	pthread_mutex_lock(&file->gate);
+	is_untouched = !file->was_counted_in;
+	pthread_mutex_unlock(&file->gate);
+	return is_untouched;
+}
+
+bool cache_file_is_written(struct cache_file *file)
+{
+	bool is_written;
+
+	pthread_mutex_lock(&file->gate);
+	is_written = file->direct_writes > 0 || file->queued > 0;
+	pthread_mutex_unlock(&file->gate);
+	return is_written;
+}
+
 /* ---- descriptors ---- */
 
 struct opened {
@@ -141,7 +161,7 @@ int file_enter(struct cache_file *file, bool needs_writable)
 	int err;
 
 	pthread_mutex_lock(&file->gate);
-	file->queued++;
+	file_count_in_locked(file);
 	has_enough = file->has_fds && (file->has_writable_fds || !needs_writable);
 	pthread_mutex_unlock(&file->gate);
 	if (has_enough)
@@ -231,7 +251,7 @@ void cache_file_leave_write(struct cache_file *file)
 	if (tells) {
 		file->is_drain_wanted = false;
 		file->is_drained_posted = true;
-		file->queued++; /* for the task itself */
+		file_count_in_locked(file); /* for the task itself */
 	}
 	pthread_mutex_unlock(&file->gate);
 	if (tells)
@@ -346,12 +366,25 @@ static void destruction_start(void *argument)
 	struct cache_file *file = destruction->file;
 
 	pthread_mutex_lock(&file->gate);
-	file->queued++;
+	file_count_in_locked(file);
 	pthread_mutex_unlock(&file->gate);
 	engine_post(file->cache, &destruction->task);
 }
 
-void cache_file_destroy(struct cache_file *file)
+/* Takes a file that the engine has never known out of the list, so that nobody can count a request in any more. */
+static bool leave_list_if_untouched(struct cache_file *file)
+{
+	bool is_untouched;
+
+	pthread_mutex_lock(&file->cache->files_lock);
+	is_untouched = cache_file_is_untouched(file);
+	if (is_untouched)
+		DL_DELETE(file->cache->files, file);
+	pthread_mutex_unlock(&file->cache->files_lock);
+	return is_untouched;
+}
+
+static void quiesce(struct cache_file *file)
 {
 	struct cache *cache = file->cache;
 	struct cache_mutation discard = {
@@ -365,6 +398,12 @@ void cache_file_destroy(struct cache_file *file)
 	pthread_mutex_lock(&cache->files_lock);
 	DL_DELETE(cache->files, file);
 	pthread_mutex_unlock(&cache->files_lock);
+}
+
+void cache_file_destroy(struct cache_file *file)
+{
+	if (!leave_list_if_untouched(file))
+		quiesce(file);
 	pthread_cond_destroy(&file->idle_told);
 	pthread_mutex_destroy(&file->gate);
 	free(file);

@@ -78,6 +78,7 @@ struct cache_file {
 	unsigned direct_writes; /* gate: WRITEs that the caller does on the backing itself */
 	unsigned queued;        /* gate: requests on their way to or in the engine */
 	bool is_drain_wanted;   /* gate: tell the engine when direct_writes comes to 0 */
+	bool was_counted_in;    /* gate: the engine has known it: only it can say when nothing is left under way */
 	int fd_buffered, fd_direct; /* gate: opened, not yet taken over by the engine; -1: none */
 	bool has_fds;               /* gate: descriptors are open, here or in backing */
 	bool has_writable_fds;      /* gate */
@@ -209,6 +210,12 @@ static inline off_t chunk_offset(const struct chunk *chunk);
 static inline off_t chunk_end(const struct chunk *chunk);
 
 /* ---- file.c ---- */
+/* A request is on its way to the engine. gate held. */
+static inline void file_count_in_locked(struct cache_file *file)
+{
+	file->queued++;
+	file->was_counted_in = true;
+}
 /* Opens the backing if need be and counts a request in; any thread that may block on open(2). */
 int file_enter(struct cache_file *file, bool needs_writable);
 /* The request is done. Engine. */

@@ -485,7 +485,7 @@ void cache_acquire_cancel(struct cache_lease *public)
 		return; /* the acquire goes on to its own end */
 	*cancellation = (struct cancellation){.task.run = cancel_task, .file = file, .public = public};
 	pthread_mutex_lock(&file->gate);
-	file->queued++;
+	file_count_in_locked(file);
 	pthread_mutex_unlock(&file->gate);
 	engine_post(file->cache, &cancellation->task);
 }

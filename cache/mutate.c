@@ -316,7 +316,7 @@ void cache_mutate(struct cache_mutation *public)
 				      .end = public->len > INT64_MAX - public->off ? INT64_MAX
 										    : public->off + public->len};
 	pthread_mutex_lock(&file->gate);
-	file->queued++; /* needs no descriptors of ours unless there are chunks, and then they are open */
+	file_count_in_locked(file); /* needs no descriptors of ours unless there are chunks, and then they are open */
 	pthread_mutex_unlock(&file->gate);
 	engine_post(file->cache, &mutation->task);
 }
@@ -333,7 +333,7 @@ void mutation_replace_memory(struct cache_file *file, uint64_t first, size_t n,
 				      .end = (off_t)((first + n) << file->cache->chunk_shift),
 				      .replaced = done, .user = user};
 	pthread_mutex_lock(&file->gate);
-	file->queued++;
+	file_count_in_locked(file);
 	pthread_mutex_unlock(&file->gate);
 	DL_APPEND(file->mutations, mutation);
 	mutation_kick(file);

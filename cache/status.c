@@ -42,7 +42,7 @@ static void ask(struct cache *cache, struct cache_file *file, struct cache_op *o
 				      .file = file};
 	if (file != NULL) {
 		pthread_mutex_lock(&file->gate);
-		file->queued++;
+		file_count_in_locked(file);
 		pthread_mutex_unlock(&file->gate);
 	}
 	engine_post(cache, &question->task);

@@ -16,14 +16,29 @@
 #include <string.h>
 #include <syslog.h>
 
+/* The device has lost the bytes: there is nothing to try again. */
+static void store_lost(struct chunk *chunk)
+{
+	struct cache *cache = chunk->file->cache;
+
+	cache->stats.writeback_errors++;
+	chunk_send(chunk, EVENT_WRITE_FAILED);
+	if (!chunk_lose(chunk)) /* leased, say: it is lost when that is over */
+		file_record_error(chunk->file, -EIO);
+	memory_resume_waiters(cache);
+	sync_chunk_settled(chunk, -EIO);
+}
+
 static void stored(struct chunk *chunk, void *user, int status)
 {
 	struct cache_file *file = chunk->file;
 	struct cache *cache = file->cache;
 
 	(void)user;
-	if (status == -ENODEV)
-		status = -EIO; /* what an application knows of it */
+	if (status == -ENODEV) {
+		store_lost(chunk);
+		return;
+	}
 	if (status < 0) {
 		cache->stats.writeback_errors++;
 		file_record_error(file, status);
@@ -237,7 +252,7 @@ void cache_sync_all(struct cache_sync *sync)
 			break;
 		}
 		pthread_mutex_lock(&file->gate);
-		file->queued++; /* keeps it active, so that it is still there below */
+		file_count_in_locked(file); /* keeps it active, so that it is still there below */
 		pthread_mutex_unlock(&file->gate);
 		part->sync = (struct cache_sync){.op.done = sync_part_done, .file = file,
 						 .is_datasync = sync->is_datasync, .is_flush = sync->is_flush,

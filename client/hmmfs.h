@@ -68,7 +68,8 @@ void hmmfs_unmap(struct hmmfs_region *region);
  * mapping, are seen. Waits at most timeout_ms milliseconds (0: as long as it takes).
  * -EACCES: exclusive, but the file is open for reading only; -ENOSPC: no blocks on the disk for what may be written (nothing
  * was changed); -ETIMEDOUT; -EOPNOTSUPP: the file's policy (user.hmmfs.migrate) is never; -EIO: the disk can't be read;
- * -ERANGE: the file has been truncated to less; -EBUSY: access has begun already. On cuda: -ENXIO: the calling thread has no
+ * -ERANGE: the file has been truncated to less; -EBUSY: access has begun already, or others may store to a
+ * file that the kernel passes to the backing (smaller than migrate_min, see hmmfs(1)). On cuda: -ENXIO: the calling thread has no
  * current CUDA context; -EXDEV: it is one of another GPU; -EPERM: of a file that is open for reading only, memory is given to the
  * mount's owner only (see hmmfs_device_pointer). What went wrong in an earlier hmmfs_end_stream that nobody has waited for is
  * returned here, and nothing has begun.
@@ -148,6 +149,7 @@ int hmmfs_sync(struct hmmfs_session *session);
 
 struct hmmfs_status {
 	uint64_t chunk_bytes, capacity_bytes, resident_bytes, dirty_bytes, leases;
+	uint64_t passthrough_opens; /* open files that the kernel passes to the backing by itself */
 	/* counters since the mount */
 	uint64_t fills, fill_bytes, writebacks, writeback_bytes, writeback_errors, migrations_back, evictions, invalidations,
 		held_reads, device_read_bytes, device_write_bytes, hits, misses, revocations, lost_chunks;

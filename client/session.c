@@ -257,7 +257,8 @@ int hmmfs_get_status(struct hmmfs_session *session, struct hmmfs_status *status)
 		.migrations_back = s.migrations_back, .evictions = s.evictions, .invalidations = s.invalidations,
 		.held_reads = s.held_reads, .device_read_bytes = s.device_read_bytes,
 		.device_write_bytes = s.device_write_bytes, .hits = s.hits, .misses = s.misses,
-		.revocations = s.revocations, .lost_chunks = s.lost_chunks};
+		.revocations = s.revocations, .lost_chunks = s.lost_chunks,
+		.passthrough_opens = s.passthrough_opens};
 	memcpy(status->backend, s.backend, sizeof(s.backend));
 	memcpy(status->device_name, s.device_name, sizeof(s.device_name));
 	return 0;

@@ -1,4 +1,4 @@
-/* attribute.c - getattr, setattr, statfs, access. */
+/* attribute.c - getattr, statx, setattr, statfs. */
 #include "fusefs/fusefs.h"
 
 #include <errno.h>
@@ -7,14 +7,41 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+/* ---- getattr ---- */
+
+struct late_attr {
+	fuse_req_t req;
+	struct stat st;
+	double timeout;
+};
+
+static void answer_late_attr(void *user)
+{
+	struct late_attr *late = user;
+
+	fuse_reply_attr(late->req, &late->st, late->timeout);
+	free(late);
+}
+
 static void reply_attr(fuse_req_t req, struct inode *inode)
 {
-	struct stat st;
+	struct late_attr *late;
+	struct stat st, shown;
+	int err = inode_stat(inode, &st);
 
-	if (fstatat(inode->fd, "", &st, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0)
-		fuse_reply_err(req, errno);
-	else
-		fuse_reply_attr(req, &st, TIMEOUT_SECONDS);
+	if (err < 0) {
+		fuse_reply_err(req, -err);
+		return;
+	}
+	shown = st;
+	shown.st_ino = inode_shown_number(inode->volume, st.st_ino);
+	late = others_changed(inode, &st) ? malloc(sizeof(*late)) : NULL;
+	if (late == NULL) {
+		fuse_reply_attr(req, &shown, inode->fs->timeout_seconds);
+		return;
+	}
+	*late = (struct late_attr){req, shown, inode->fs->timeout_seconds};
+	drop_kernel_pages(inode, &st, answer_late_attr, late);
 }
 
 static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -23,26 +50,83 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	reply_attr(req, inode_of(req, ino));
 }
 
-static int set_mode(struct inode *inode, mode_t mode)
+struct late_statx {
+	fuse_req_t req;
+	struct statx stx;
+	double timeout;
+};
+
+static void answer_late_statx(void *user)
 {
-	struct proc_path path = inode_proc_path(inode);
+	struct late_statx *late = user;
+
+	fuse_reply_statx(late->req, 0, &late->stx, late->timeout);
+	free(late);
+}
+
+/* Asked only for what stat(2) does not have: the time of birth. */
+static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct fuse_file_info *fi)
+{
+	struct inode *inode = inode_of(req, ino);
+	INODE_FD(at, inode);
+	struct late_statx *late = malloc(sizeof(*late));
+	struct stat st;
+
+	(void)fi;
+	if (late == NULL || at.fd < 0 || fstat(at.fd, &st) < 0 ||
+	    statx(at.fd, "", (flags & AT_STATX_SYNC_TYPE) | AT_EMPTY_PATH, (unsigned)mask | STATX_BASIC_STATS, &late->stx) < 0) {
+		fuse_reply_err(req, late == NULL ? ENOMEM : at.fd < 0 ? -at.fd : errno);
+		free(late);
+		return;
+	}
+	late->req = req;
+	late->timeout = inode->fs->timeout_seconds;
+	late->stx.stx_ino = inode_shown_number(inode->volume, st.st_ino);
+	if (others_changed(inode, &st))
+		drop_kernel_pages(inode, &st, answer_late_statx, late);
+	else
+		answer_late_statx(late);
+}
+
+/* ---- setattr ---- */
+
+static int set_mode(int fd, mode_t mode)
+{
+	struct proc_path path = proc_path_of(fd);
 
 	return fchmodat(AT_FDCWD, path.text, mode, 0) < 0 ? -errno : 0;
 }
 
-static int set_owner(struct inode *inode, const struct stat *attr, int to_set)
+static int set_owner(int fd, const struct stat *attr, int to_set)
 {
 	uid_t uid = to_set & FUSE_SET_ATTR_UID ? attr->st_uid : (uid_t)-1;
 	gid_t gid = to_set & FUSE_SET_ATTR_GID ? attr->st_gid : (gid_t)-1;
 
-	return fchownat(inode->fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+	return fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+}
+
+static int set_owner_and_mode(struct inode *inode, const struct stat *attr, int to_set)
+{
+	INODE_FD(at, inode);
+	int err = at.fd < 0 ? at.fd : 0;
+
+	if (err == 0 && (to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)))
+		err = set_owner(at.fd, attr, to_set);
+	if (err == 0 && (to_set & FUSE_SET_ATTR_KILL_SUID))
+		err = drop_set_ids(at.fd);
+	if (err == 0 && (to_set & FUSE_SET_ATTR_MODE))
+		err = set_mode(at.fd, attr->st_mode); /* after the owner, which clears set-id bits */
+	return err;
 }
 
 static int set_times(struct inode *inode, const struct stat *attr, int to_set)
 {
-	struct proc_path path = inode_proc_path(inode);
+	INODE_FD(at, inode);
+	struct proc_path path = proc_path_of(at.fd);
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
 
+	if (at.fd < 0)
+		return at.fd;
 	if (to_set & FUSE_SET_ATTR_ATIME_NOW)
 		times[0].tv_nsec = UTIME_NOW;
 	else if (to_set & FUSE_SET_ATTR_ATIME)
@@ -99,17 +183,14 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 {
 	struct inode *inode = inode_of(req, ino);
 	struct setattr *setattr = calloc(1, sizeof(*setattr));
-	int status = 0;
+	int status;
 
 	if (setattr == NULL) {
 		fuse_reply_err(req, ENOMEM);
 		return;
 	}
 	*setattr = (struct setattr){.req = req, .inode = inode, .attr = *attr, .to_set = to_set};
-	if (to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID))
-		status = set_owner(inode, attr, to_set);
-	if (status == 0 && (to_set & FUSE_SET_ATTR_MODE))
-		status = set_mode(inode, attr->st_mode); /* after the owner, which clears set-id bits */
+	status = set_owner_and_mode(inode, attr, to_set);
 	if (status == 0 && (to_set & FUSE_SET_ATTR_SIZE))
 		set_size(inode, fi != NULL ? handle_of(fi)->fd : -1, attr->st_size, size_is_set, setattr);
 	else
@@ -118,10 +199,11 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 
 static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 {
+	INODE_FD(at, inode_of(req, ino));
 	struct statvfs st;
 
-	if (fstatvfs(inode_of(req, ino)->fd, &st) < 0)
-		fuse_reply_err(req, errno);
+	if (at.fd < 0 || fstatvfs(at.fd, &st) < 0)
+		fuse_reply_err(req, at.fd < 0 ? -at.fd : errno);
 	else
 		fuse_reply_statfs(req, &st);
 }
@@ -129,6 +211,7 @@ static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 void attribute_operations(struct fuse_lowlevel_ops *ops)
 {
 	ops->getattr = op_getattr;
+	ops->statx = op_statx;
 	ops->setattr = op_setattr;
 	ops->statfs = op_statfs;
 }

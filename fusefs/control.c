@@ -41,7 +41,7 @@ static struct ticket *choose_slot_locked(struct control *control)
 	return oldest;
 }
 
-void control_ioctl(struct control *control, fuse_req_t req, struct inode *inode, bool is_writable, unsigned int cmd,
+void control_ioctl(struct control *control, fuse_req_t req, struct inode *inode, const struct handle *handle, unsigned int cmd,
 		   size_t out_bytes)
 {
 	struct wire_ticket answer = {.version = WIRE_VERSION};
@@ -61,7 +61,8 @@ void control_ioctl(struct control *control, fuse_req_t req, struct inode *inode,
 	pthread_mutex_lock(&control->mutex);
 	ticket = choose_slot_locked(control);
 	old = ticket->inode;
-	*ticket = (struct ticket){.inode = inode, .is_writable = is_writable, .uid = fuse_req_ctx(req)->uid,
+	*ticket = (struct ticket){.inode = inode, .is_writable = handle != NULL && handle->is_writer,
+				  .handle_id = handle != NULL ? handle->id : 0, .uid = fuse_req_ctx(req)->uid,
 				  .expires_ns = clock_ns() + UINT64_C(1000000000) * TICKET_SECONDS};
 	memcpy(ticket->token, answer.token, sizeof(ticket->token));
 	pthread_mutex_unlock(&control->mutex);
@@ -80,8 +81,7 @@ static bool is_same_token(const uint8_t *a, const uint8_t *b)
 	return difference == 0;
 }
 
-/* The reference goes to the caller. */
-bool control_redeem(struct control *control, const uint8_t *token, uid_t uid, struct inode **inode, bool *is_writable)
+bool control_redeem(struct control *control, const uint8_t *token, uid_t uid, struct ticket *redeemed)
 {
 	struct inode *found = NULL;
 	bool has_expired = false;
@@ -92,7 +92,7 @@ bool control_redeem(struct control *control, const uint8_t *token, uid_t uid, st
 
 		if (ticket->inode != NULL && is_same_token(ticket->token, token) && ticket->uid == uid) {
 			found = ticket->inode;
-			*is_writable = ticket->is_writable;
+			*redeemed = *ticket;
 			has_expired = clock_ns() > ticket->expires_ns;
 			*ticket = (struct ticket){0};
 		}
@@ -102,7 +102,6 @@ bool control_redeem(struct control *control, const uint8_t *token, uid_t uid, st
 		inode_unref(found);
 		found = NULL;
 	}
-	*inode = found;
 	return found != NULL;
 }
 

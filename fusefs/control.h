@@ -12,8 +12,8 @@ int control_start(struct fusefs *fs, struct control **control); /* 0 or negative
 /* Ends all sessions, and their leases; waits for that. Then no new ones are let in. */
 void control_stop(struct control *control);
 void control_destroy(struct control *control);
-/* Answers HMMFS_IOC_TICKET; ENOTTY for others. */
-void control_ioctl(struct control *control, fuse_req_t req, struct inode *inode, bool is_writable, unsigned int cmd,
+/* Answers HMMFS_IOC_TICKET; ENOTTY for others. handle: NULL for a directory. */
+void control_ioctl(struct control *control, fuse_req_t req, struct inode *inode, const struct handle *handle, unsigned int cmd,
 		   size_t out_bytes);
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "client/protocol.h"
 #include "fusefs/control.h"
+#include "fusefs/passthrough.h"
 #include "gpu/gpu.h"
 
 #include <sys/socket.h>
@@ -15,6 +16,7 @@ struct ticket {
 	uint8_t token[WIRE_TOKEN_BYTES];
 	struct inode *inode; /* referenced; NULL: the slot is free */
 	bool is_writable;
+	uint64_t handle_id; /* 0: a directory's */
 	uid_t uid; /* who asked for it, and alone may use it */
 	uint64_t expires_ns;
 };
@@ -34,10 +36,16 @@ struct control {
 	bool is_stopping;                   /* mutex */
 };
 
+/* A lease, and how it stands to opens that the kernel passes to the backing. */
+struct session_lease {
+	struct cache_lease lease;
+	struct passthrough_lease pass;
+};
+
 struct region {
 	uint32_t id;
 	uint64_t off, len;
-	struct cache_lease lease;
+	struct session_lease held;
 	bool is_held;
 	atomic_bool is_revoked;
 	uint64_t *sent; /* generation of each chunk whose descriptor the client has; low bit: writable */
@@ -54,6 +62,7 @@ struct session {
 	struct inode *inode; /* NULL until HELLO; referenced */
 	struct cache_file *file; /* NULL for a directory */
 	bool is_writable;
+	uint64_t handle_id; /* the descriptor that it is bound to; it may be closed by now */
 	struct region *regions;
 	uint32_t next_region;
 };
@@ -67,7 +76,8 @@ struct message {
 };
 
 /* control.c */
-bool control_redeem(struct control *control, const uint8_t *token, uid_t uid, struct inode **inode, bool *is_writable);
+/* The ticket's reference goes to the caller. */
+bool control_redeem(struct control *control, const uint8_t *token, uid_t uid, struct ticket *ticket);
 void control_session_ended(struct session *session); /* frees it */
 
 /* control_session.c */
@@ -87,8 +97,8 @@ int region_release(struct session *session, uint32_t id);
 void regions_end(struct session *session); /* the client is gone */
 void regions_tell_revoked(struct session *session);
 /* Acquires for as long as a run takes. */
-int lease_range(struct session *session, uint64_t off, uint64_t len, bool is_exclusive, struct cache_lease *lease);
-void lease_end(struct session *session, struct cache_lease *lease);
+int lease_range(struct session *session, uint64_t off, uint64_t len, bool is_exclusive, struct session_lease *held);
+void lease_end(struct session *session, struct session_lease *held);
 
 /* control_run.c */
 int session_run(struct session *session, const struct message *message, struct wire_reply *reply, int *result_fd);

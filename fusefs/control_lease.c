@@ -29,18 +29,20 @@ static bool is_in_capacity(const struct session *session, uint64_t off, uint64_t
 static int file_bytes(const struct session *session, uint64_t *bytes)
 {
 	struct stat st;
+	int err;
 
 	if (session->file == NULL)
 		return -EINVAL;
-	if (fstat(session->inode->fd, &st) < 0)
-		return -errno;
+	err = inode_stat(session->inode, &st);
+	if (err < 0)
+		return err;
 	*bytes = (uint64_t)st.st_size;
 	return 0;
 }
 
 static void revoked(struct cache_lease *lease)
 {
-	struct region *region = (struct region *)(void *)((char *)lease - offsetof(struct region, lease));
+	struct region *region = (struct region *)(void *)((char *)lease - offsetof(struct region, held.lease));
 	uint64_t one = 1;
 	ssize_t n;
 
@@ -75,7 +77,7 @@ int region_open(struct session *session, const struct wire_request *request, str
 	region->off = request->off;
 	region->len = request->len;
 	region->session = session;
-	region->lease = (struct cache_lease){.file = session->file, .first_chunk = first, .n_chunks = n, .revoked = revoked};
+	region->held.lease = (struct cache_lease){.file = session->file, .first_chunk = first, .n_chunks = n, .revoked = revoked};
 	HASH_ADD(hh, session->regions, id, sizeof(region->id), region);
 	reply->region = region->id;
 	return 0;
@@ -98,11 +100,63 @@ static void start_release(void *argument)
 	cache_release(argument);
 }
 
-static int release(struct session *session, struct cache_lease *lease)
+static void start_evict(void *argument)
 {
+	cache_evict(argument);
+}
+
+static void start_sync(void *argument)
+{
+	cache_sync(argument);
+}
+
+static int evict(struct session *session, const struct cache_lease *lease)
+{
+	struct cache_status status;
+	struct cache_place place = {.file = lease->file};
 	bool is_gone;
 
-	return session_wait(session, &lease->op, start_release, NULL, lease, 0, &is_gone);
+	cache_get_status(session->control->fs->cache, &status);
+	place.off = (off_t)(lease->first_chunk * status.chunk_bytes);
+	place.len = (off_t)(lease->n_chunks * status.chunk_bytes);
+	return session_wait(session, &place.op, start_evict, NULL, &place, 0, &is_gone);
+}
+
+/* On a file that the kernel passes to the backing, what an earlier lease left is dropped first: the CPU may have stored since.
+ * If it can't be, others hold it. */
+static int acquire(struct session *session, struct session_lease *held, unsigned timeout_ms)
+{
+	struct fusefs *fs = session->control->fs;
+	bool is_gone;
+	int err = passthrough_lease_begin(fs->passthrough, session->inode, session->handle_id,
+					  held->lease.mode == CACHE_LEASE_EXCLUSIVE, &held->pass);
+
+	if (err < 0)
+		return err;
+	if (held->pass.is_passed && held->pass.may_be_old)
+		err = evict(session, &held->lease);
+	if (err == 0)
+		err = session_wait(session, &held->lease.op, start_acquire, cancel_acquire, &held->lease, timeout_ms, &is_gone);
+	if (err < 0)
+		passthrough_lease_end(fs->passthrough, session->inode, &held->pass);
+	return err;
+}
+
+/* Errors of a writeback are kept for fsync and close (R6). */
+static void release(struct session *session, struct session_lease *held)
+{
+	struct fusefs *fs = session->control->fs;
+	bool is_gone;
+
+	session_wait(session, &held->lease.op, start_release, NULL, &held->lease, 0, &is_gone);
+	if (held->pass.is_passed && !fs->options->is_read_only) {
+		struct cache_sync sync = {.file = held->lease.file, .is_flush = true};
+
+		if (held->pass.is_exclusive)
+			session_wait(session, &sync.op, start_sync, NULL, &sync, 0, &is_gone);
+		evict(session, &held->lease); /* -EBUSY: the lease that holds it will */
+	}
+	passthrough_lease_end(fs->passthrough, session->inode, &held->pass);
 }
 
 /* Sends the descriptors of chunks whose memory is not what the client has mapped. */
@@ -114,12 +168,12 @@ static int send_chunks(struct session *session, struct region *region, bool is_w
 	size_t n = 0;
 	int err = 0;
 
-	for (size_t i = 0; i <= region->lease.n_chunks && err == 0; i++) {
-		bool is_end = i == region->lease.n_chunks;
+	for (size_t i = 0; i <= region->held.lease.n_chunks && err == 0; i++) {
+		bool is_end = i == region->held.lease.n_chunks;
 
 		if (!is_end) {
 			uint64_t generation, wanted;
-			struct gpu_chunk *chunk = cache_lease_chunk(&region->lease, i, &generation);
+			struct gpu_chunk *chunk = cache_lease_chunk(&region->held.lease, i, &generation);
 
 			/* CUDA's handles know no read-only: a client that has one need not be sent it again to write. */
 			wanted = generation << 1 | (is_writable || dev->info.exports_cuda);
@@ -157,7 +211,6 @@ int region_acquire(struct session *session, const struct wire_request *request, 
 {
 	struct region *region = region_find(session, request->region);
 	bool is_exclusive = (request->flags & WIRE_EXCLUSIVE) != 0;
-	bool is_gone;
 	uint64_t bytes;
 	int err;
 
@@ -174,23 +227,22 @@ int region_acquire(struct session *session, const struct wire_request *request, 
 		return err;
 	if (region->off + region->len > bytes)
 		return -ERANGE; /* the file has been truncated */
-	region->lease.mode = is_exclusive ? CACHE_LEASE_EXCLUSIVE : CACHE_LEASE_SHARED;
-	region->lease.is_abandoned = false;
+	region->held.lease.mode = is_exclusive ? CACHE_LEASE_EXCLUSIVE : CACHE_LEASE_SHARED;
+	region->held.lease.is_abandoned = false;
 	atomic_store(&region->is_revoked, false);
-	err = session_wait(session, &region->lease.op, start_acquire, cancel_acquire, &region->lease, request->timeout_ms,
-			   &is_gone);
+	err = acquire(session, &region->held, request->timeout_ms);
 	if (err < 0)
 		return err;
 	region->is_held = true;
-	reply->fill_bytes = region->lease.fill_bytes;
-	reply->acquire_ns = region->lease.acquire_ns;
-	reply->fill_ns = region->lease.fill_ns;
+	reply->fill_bytes = region->held.lease.fill_bytes;
+	reply->acquire_ns = region->held.lease.acquire_ns;
+	reply->fill_ns = region->held.lease.fill_ns;
 	if (request->flags & WIRE_MAP) {
 		err = cache_device(session->control->fs->cache)->info.can_export ? send_chunks(session, region, is_exclusive)
 										  : -EOPNOTSUPP;
 		if (err < 0) {
 			region->is_held = false;
-			release(session, &region->lease);
+			release(session, &region->held);
 		}
 	}
 	return err;
@@ -205,15 +257,15 @@ int region_release(struct session *session, uint32_t id)
 	if (!region->is_held)
 		return -ESTALE; /* it was revoked, and the client has been told */
 	region->is_held = false;
-	release(session, &region->lease);
+	release(session, &region->held);
 	return atomic_load(&region->is_revoked) ? -ESTALE : 0;
 }
 
 static void region_free(struct session *session, struct region *region, bool is_abandoned)
 {
 	if (region->is_held) {
-		region->lease.is_abandoned = is_abandoned;
-		release(session, &region->lease);
+		region->held.lease.is_abandoned = is_abandoned;
+		release(session, &region->held);
 	}
 	HASH_DEL(session->regions, region);
 	free(region->sent);
@@ -248,17 +300,16 @@ void regions_tell_revoked(struct session *session)
 		if (!region->is_held || !atomic_load(&region->is_revoked))
 			continue;
 		region->is_held = false;
-		release(session, &region->lease);
+		release(session, &region->held);
 		session_send(session, &message, NULL, 0, NULL, 0); /* a client that is gone is noticed at the next poll */
 	}
 }
 
 /* ---- for runs ---- */
 
-int lease_range(struct session *session, uint64_t off, uint64_t len, bool is_exclusive, struct cache_lease *lease)
+int lease_range(struct session *session, uint64_t off, uint64_t len, bool is_exclusive, struct session_lease *held)
 {
 	uint64_t bytes, first, n;
-	bool is_gone;
 	int err = file_bytes(session, &bytes);
 
 	if (err < 0)
@@ -271,13 +322,12 @@ int lease_range(struct session *session, uint64_t off, uint64_t len, bool is_exc
 		return -EACCES;
 	if (inode_policy(session->inode) == POLICY_NEVER)
 		return -EOPNOTSUPP;
-	*lease = (struct cache_lease){.file = session->file, .first_chunk = first, .n_chunks = n,
-				      .mode = is_exclusive ? CACHE_LEASE_EXCLUSIVE : CACHE_LEASE_SHARED,
-				      .revoked = NULL};
-	return session_wait(session, &lease->op, start_acquire, cancel_acquire, lease, 0, &is_gone);
+	held->lease = (struct cache_lease){.file = session->file, .first_chunk = first, .n_chunks = n,
+					   .mode = is_exclusive ? CACHE_LEASE_EXCLUSIVE : CACHE_LEASE_SHARED};
+	return acquire(session, held, 0);
 }
 
-void lease_end(struct session *session, struct cache_lease *lease)
+void lease_end(struct session *session, struct session_lease *held)
 {
-	release(session, lease);
+	release(session, held);
 }

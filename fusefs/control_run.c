@@ -173,7 +173,7 @@ static uint64_t clock_ns(void)
 int session_run(struct session *session, const struct message *message, struct wire_reply *reply, int *result_fd)
 {
 	struct run run = {.dev = cache_device(session->control->fs->cache)};
-	struct cache_lease lease;
+	struct session_lease held;
 	char *source = NULL;
 	uint64_t start;
 	bool has_lease = true;
@@ -185,27 +185,27 @@ int session_run(struct session *session, const struct message *message, struct w
 	if (err == 0 && run.gpu.kind == GPU_KERNEL_SOURCE)
 		err = write_back(session);
 	if (err == 0)
-		err = lease_range(session, message->request.off, message->request.len, run.gpu.writes, &lease);
+		err = lease_range(session, message->request.off, message->request.len, run.gpu.writes, &held);
 	if (err < 0) {
 		free(source);
 		return err;
 	}
-	err = run_on_lease(session, &run, &lease, message->request.off, message->request.len);
+	err = run_on_lease(session, &run, &held.lease, message->request.off, message->request.len);
 	if (err == -ENODEV && !run.gpu.writes) { /* the device process died: the next one loads the chunks again */
-		lease_end(session, &lease);
-		err = lease_range(session, message->request.off, message->request.len, false, &lease);
+		lease_end(session, &held);
+		err = lease_range(session, message->request.off, message->request.len, false, &held);
 		if (err == 0)
-			err = run_on_lease(session, &run, &lease, message->request.off, message->request.len);
+			err = run_on_lease(session, &run, &held.lease, message->request.off, message->request.len);
 		else
 			has_lease = false;
 	}
 	start = clock_ns();
 	if (has_lease)
-		lease_end(session, &lease);
+		lease_end(session, &held);
 	reply->release_ns = clock_ns() - start;
-	reply->fill_bytes = lease.fill_bytes;
-	reply->acquire_ns = lease.acquire_ns;
-	reply->fill_ns = lease.fill_ns;
+	reply->fill_bytes = held.lease.fill_bytes;
+	reply->acquire_ns = held.lease.acquire_ns;
+	reply->fill_ns = held.lease.fill_ns;
 	pack_err = pack(&run, reply, result_fd);
 	free(run.gpu.result);
 	free(run.gpu.log);

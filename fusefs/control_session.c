@@ -179,17 +179,20 @@ static int hello(struct session *session, const struct wire_request *request, st
 	struct gpu_device *dev = cache_device(fs->cache);
 	struct cache_status status;
 	struct wire_hello answer = {.owner_uid = fs->owner, .daemon_pid = (uint32_t)getpid()};
+	struct ticket ticket;
 	struct stat st;
 
-	if (session->inode != NULL || 
-	    !control_redeem(session->control, request->token, session->peer.uid, &session->inode, &session->is_writable))
+	if (session->inode != NULL || !control_redeem(session->control, request->token, session->peer.uid, &ticket))
 		return -EPROTO; /* said twice, or a token that is used up, old, made up or another user's */
+	session->inode = ticket.inode;
+	session->is_writable = ticket.is_writable;
+	session->handle_id = ticket.handle_id;
 	if (S_ISREG(session->inode->type))
 		session->file = inode_cache_file(session->inode);
 	cache_get_status(fs->cache, &status);
 	answer.chunk_bytes = status.chunk_bytes;
 	answer.capacity_bytes = status.capacity_bytes;
-	if (fstat(session->inode->fd, &st) == 0)
+	if (inode_stat(session->inode, &st) == 0)
 		answer.file_bytes = (uint64_t)st.st_size;
 	answer.flags = (dev->info.can_export ? WIRE_CAN_EXPORT : 0) | (dev->info.can_run ? WIRE_CAN_RUN : 0) |
 		       (dev->info.exports_cuda ? WIRE_EXPORTS_CUDA : 0) | (session->is_writable ? WIRE_IS_WRITABLE : 0) |
@@ -233,13 +236,24 @@ static int place(struct session *session, const struct wire_request *request, st
 {
 	struct cache_place moved = {.file = session->file, .off = (off_t)request->off, .len = (off_t)request->len};
 	bool is_prefetch = request->op == WIRE_PREFETCH, is_gone;
+	struct fusefs *fs = session->control->fs;
+	struct passthrough_lease pass;
 	int err;
 
 	if (session->file == NULL || request->off > INT64_MAX || request->len > INT64_MAX)
 		return -EINVAL;
 	if (is_prefetch && inode_policy(session->inode) == POLICY_NEVER)
 		return -EOPNOTSUPP;
-	err = session_wait(session, &moved.op, is_prefetch ? start_prefetch : start_evict, NULL, &moved, 0, &is_gone);
+	if (!is_prefetch) {
+		err = session_wait(session, &moved.op, start_evict, NULL, &moved, 0, &is_gone);
+	} else {
+		err = passthrough_lease_begin(fs->passthrough, session->inode, session->handle_id, false, &pass);
+		if (err < 0)
+			return err;
+		if (!pass.is_passed || fs->options->is_read_only) /* nothing may stay of the others */
+			err = session_wait(session, &moved.op, start_prefetch, NULL, &moved, 0, &is_gone);
+		passthrough_lease_end(fs->passthrough, session->inode, &pass);
+	}
 	reply->moved_bytes = moved.moved_bytes;
 	return err;
 }
@@ -257,7 +271,8 @@ static int status(struct session *session, struct wire_reply *reply)
 		.migrations_back = s.migrations_back, .evictions = s.evictions, .invalidations = s.invalidations,
 		.held_reads = s.held_reads, .device_read_bytes = s.device_read_bytes,
 		.device_write_bytes = s.device_write_bytes, .hits = s.hits, .misses = s.misses,
-		.revocations = s.revocations, .lost_chunks = s.lost_chunks};
+		.revocations = s.revocations, .lost_chunks = s.lost_chunks,
+		.passthrough_opens = passthrough_count(session->control->fs->passthrough)};
 	memcpy(answer.backend, s.device_backend, sizeof(answer.backend));
 	memcpy(answer.device_name, s.device_name, sizeof(answer.device_name));
 	return session_send(session, reply, &answer, sizeof(answer), NULL, 0);

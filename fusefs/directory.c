@@ -21,14 +21,19 @@ static struct directory *directory_of(const struct fuse_file_info *fi)
 	return (struct directory *)(uintptr_t)fi->fh;
 }
 
+int directory_fd(const struct fuse_file_info *fi)
+{
+	return dirfd(directory_of(fi)->stream);
+}
+
 static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct directory *directory = calloc(1, sizeof(*directory));
-	int fd = openat(inode_of(req, ino)->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int err = errno;
+	int fd = inode_reopen(inode_of(req, ino), O_RDONLY | O_DIRECTORY);
+	int err;
 
 	if (directory == NULL || fd < 0) {
-		err = fd < 0 ? err : ENOMEM;
+		err = fd < 0 ? -fd : ENOMEM;
 		goto fail;
 	}
 	directory->stream = fdopendir(fd);
@@ -66,19 +71,33 @@ static bool is_dot(const char *name)
 	return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
 }
 
+/* False: it is listed without attributes. It is gone, or "..", or others have changed what the kernel has pages of. */
+static bool look_up_entry(struct inode *parent, int fd, const char *name, struct fuse_entry_param *entry)
+{
+	struct inode *inode;
+
+	if (is_dot(name) || look_up(parent, fd, name, true, entry) < 0)
+		return false;
+	inode = (struct inode *)(uintptr_t)entry->ino; /* the root is nobody's entry */
+	if (!others_changed(inode, &entry->attr))
+		return true;
+	inode_forget(inode, 1);
+	return false;
+}
+
 /* Adds one entry; returns the bytes it took, more than left if it does not fit. */
-static size_t add_entry(fuse_req_t req, struct inode *parent, const struct dirent *dirent, char *buffer, size_t left,
+static size_t add_entry(fuse_req_t req, struct inode *parent, int fd, const struct dirent *dirent, char *buffer, size_t left,
 			bool is_plus)
 {
-	struct fuse_entry_param entry = {.attr = {.st_ino = dirent->d_ino, .st_mode = (mode_t)dirent->d_type << 12}};
+	struct fuse_entry_param plain = {.attr = {.st_ino = inode_shown_number(parent->volume, dirent->d_ino),
+						  .st_mode = (mode_t)dirent->d_type << 12}};
+	struct fuse_entry_param entry;
 	size_t taken;
 
 	if (!is_plus)
-		return fuse_add_direntry(req, buffer, left, dirent->d_name, &entry.attr, dirent->d_off);
-	/* An entry that can't be looked up (it is gone, or "..") is listed without attributes. */
-	if (is_dot(dirent->d_name) || look_up(fs_of(req), parent, dirent->d_name, &entry) < 0)
-		entry = (struct fuse_entry_param){
-			.attr = {.st_ino = dirent->d_ino, .st_mode = (mode_t)dirent->d_type << 12}};
+		return fuse_add_direntry(req, buffer, left, dirent->d_name, &plain.attr, dirent->d_off);
+	if (!look_up_entry(parent, fd, dirent->d_name, &entry))
+		entry = plain;
 	taken = fuse_add_direntry_plus(req, buffer, left, dirent->d_name, &entry, dirent->d_off);
 	if (taken > left && entry.ino != 0)
 		inode_forget(inode_of(req, entry.ino), 1);
@@ -113,7 +132,8 @@ static void read_directory(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 				break;
 			}
 		}
-		taken = add_entry(req, inode_of(req, ino), directory->entry, buffer + used, size - used, is_plus);
+		taken = add_entry(req, inode_of(req, ino), dirfd(directory->stream), directory->entry, buffer + used,
+				  size - used, is_plus);
 		if (taken > size - used)
 			break;
 		used += taken;

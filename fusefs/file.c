@@ -2,6 +2,8 @@
 #include "fusefs/fusefs.h"
 
 #include "fusefs/control.h"
+#include "fusefs/passed_ioctl.h"
+#include "fusefs/passthrough.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,11 +15,6 @@
 
 /* ---- has the backing been changed behind our back? ---- */
 
-static bool is_same_time(const struct timespec *a, const struct timespec *b)
-{
-	return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
-}
-
 /* True: what the kernel and the device have of the file is still right. Our own changes move the generation or the count
  * on, and the attributes are simply taken anew then. Of a file without chunks, only the kernel's pages are at stake: they
  * are cheap to read again, and are kept only if nothing at all has changed. */
@@ -26,26 +23,34 @@ static bool is_unchanged(struct inode *inode, struct cache_file *file, int fd)
 	uint64_t generation = cache_file_write_generation(file);
 	unsigned own_changes = atomic_load(&inode->own_changes);
 	bool is_active = cache_file_is_active(file);
-	bool is_known, is_ours, is_same;
+	bool is_known, is_ours, is_same, is_doubtful;
 	struct stat st;
 
 	if (fstat(fd, &st) < 0)
 		return false;
-	pthread_mutex_lock(&inode->lock);
+	pthread_mutex_lock(inode_lock(inode));
 	is_known = inode->seen.is_known;
 	is_ours = inode->seen.write_generation != generation || (is_active && inode->seen.own_changes != own_changes);
-	is_same = st.st_size == inode->seen.size && is_same_time(&st.st_mtim, &inode->seen.mtime) &&
-		  is_same_time(&st.st_ctim, &inode->seen.ctime);
+	is_doubtful = inode->seen.is_adopted;
+	is_same = is_as_seen(inode, &st);
 	inode->seen.is_known = true;
+	inode->seen.is_adopted = false;
 	inode->seen.size = st.st_size;
 	inode->seen.mtime = st.st_mtim;
 	inode->seen.ctime = st.st_ctim;
 	inode->seen.write_generation = generation;
 	inode->seen.own_changes = own_changes;
-	pthread_mutex_unlock(&inode->lock);
+	pthread_mutex_unlock(inode_lock(inode));
 	if (is_known && !is_same && !is_ours && is_active)
 		cache_file_backing_changed(file);
-	return is_known && (is_same || is_ours);
+	return is_known && !is_doubtful && (is_same || is_ours);
+}
+
+static void forget_seen(struct inode *inode)
+{
+	pthread_mutex_lock(inode_lock(inode));
+	inode->seen.is_known = false;
+	pthread_mutex_unlock(inode_lock(inode));
 }
 
 /* ---- open ---- */
@@ -65,15 +70,16 @@ static int backing_flags(int flags)
 static struct handle *handle_create(struct inode *inode, int fd, int flags)
 {
 	struct handle *handle = calloc(1, sizeof(*handle));
-	struct cache_file *file = inode_cache_file(inode);
+	struct cache_file *file = handle == NULL ? NULL : inode_open_file(inode);
 
-	if (handle == NULL || file == NULL) {
+	if (file == NULL) {
 		free(handle);
 		return NULL;
 	}
 	if (is_writing(flags))
 		cache_file_add_writer(file);
 	*handle = (struct handle){.inode = inode, .fd = fd, .is_writer = is_writing(flags),
+				  .id = atomic_fetch_add(&inode->fs->n_handles, 1) + 1,
 				  .error_sample = cache_file_error_sample(file)};
 	pthread_mutex_init(&handle->lock, NULL);
 	return handle;
@@ -84,21 +90,56 @@ static void handle_destroy(struct handle *handle)
 	if (handle->is_writer)
 		cache_file_remove_writer(inode_cache_file(handle->inode));
 	close(handle->fd);
+	inode_close_file(handle->inode);
 	pthread_mutex_destroy(&handle->lock);
 	free(handle);
 }
 
-static void set_open_flags(struct handle *handle, struct fuse_file_info *fi, bool keeps_cache)
+/* A file that has no business on the device. Not an empty one: it was just made, or truncated, to be written. Nor one with
+ * set-id bits: a passed write takes them whoever writes (passthrough.c). */
+static bool is_never_resident(const struct fusefs *fs, enum fusefs_policy policy, int fd)
 {
+	struct stat st;
+
+	if (fs->options->is_read_only || policy == POLICY_NEVER)
+		return true;
+	return policy != POLICY_ALWAYS && fstat(fd, &st) == 0 && st.st_size > 0 && !(st.st_mode & (S_ISUID | S_ISGID)) &&
+	       (uint64_t)st.st_size < fs->options->migrate_min_bytes;
+}
+
+/* Counts the open, and says in fi what kind it is. handle_close, not handle_destroy, ends it. */
+static int handle_open(struct handle *handle, struct fuse_file_info *fi, enum fusefs_policy policy)
+{
+	struct inode *inode = handle->inode;
+	bool keeps_cache = is_unchanged(inode, inode_cache_file(inode), handle->fd);
+	int backing_id;
+	int err = passthrough_open(inode->fs->passthrough, handle, is_never_resident(inode->fs, policy, handle->fd),
+				   &backing_id);
+
+	if (err < 0)
+		return err;
 	fi->fh = (uintptr_t)handle;
-	fi->keep_cache = keeps_cache;
 	fi->noflush = !handle->is_writer; /* nothing of it can be dirty */
-	fi->parallel_direct_writes = 1;
+	if (handle->is_passed) {
+		fi->backing_id = backing_id;
+		forget_seen(inode); /* pages that the kernel has of it get old unseen */
+	} else {
+		fi->keep_cache = keeps_cache;
+		fi->parallel_direct_writes = 1;
+	}
+	return 0;
+}
+
+static void handle_close(struct handle *handle)
+{
+	passthrough_close(handle->inode->fs->passthrough, handle);
+	handle_destroy(handle);
 }
 
 struct prefetch {
 	struct cache_place place;
 	struct inode *inode;
+	struct passthrough_lease pass;
 	int status;
 };
 
@@ -115,6 +156,7 @@ static void end_prefetch(void *argument)
 	if (prefetch->status < 0)
 		log_line(LOG_WARNING, "%s: prefetch (policy always) failed: %s", inode_name(prefetch->inode),
 			 strerror(-prefetch->status));
+	passthrough_lease_end(prefetch->inode->fs->passthrough, prefetch->inode, &prefetch->pass);
 	inode_unref(prefetch->inode);
 	free(prefetch);
 }
@@ -127,31 +169,32 @@ static void prefetched(struct cache_op *op, int status)
 	repliers_give(prefetch->inode->fs->repliers, end_prefetch, prefetch);
 }
 
-static void prefetch_if_always(struct inode *inode)
+static void start_prefetch(struct inode *inode)
 {
 	struct prefetch *prefetch;
 
-	if (inode_policy(inode) != POLICY_ALWAYS)
-		return;
 	prefetch = atomic_fetch_add(&inode->fs->n_prefetches, 1) < PREFETCHES_MAX ? calloc(1, sizeof(*prefetch)) : NULL;
-	if (prefetch == NULL) {
+	if (prefetch == NULL || passthrough_lease_begin(inode->fs->passthrough, inode, 0, false, &prefetch->pass) < 0) {
 		atomic_fetch_sub(&inode->fs->n_prefetches, 1);
+		free(prefetch);
 		return;
 	}
 	inode_ref(inode);
 	*prefetch = (struct prefetch){.place = {.op.done = prefetched, .file = inode_cache_file(inode), .off = 0,
 						.len = INT64_MAX},
-				      .inode = inode};
+				      .inode = inode, .pass = prefetch->pass};
 	cache_prefetch(&prefetch->place);
 }
 
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct inode *inode = inode_of(req, ino);
-	int fd = inode_reopen(inode, backing_flags(fi->flags));
+	enum fusefs_policy policy = inode_policy(inode);
 	struct handle *handle;
-	bool keeps_cache;
+	int fd, err;
 
+	passthrough_settle(inode->fs->passthrough, inode);
+	fd = inode_reopen(inode, backing_flags(fi->flags));
 	if (fd < 0) {
 		fuse_reply_err(req, -fd);
 		return;
@@ -162,53 +205,57 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, ENOMEM);
 		return;
 	}
-	keeps_cache = is_unchanged(inode, inode_cache_file(inode), fd);
-	set_open_flags(handle, fi, keeps_cache);
-	prefetch_if_always(inode);
-	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: there will be no release */
+	err = handle_open(handle, fi, policy);
+	if (err < 0) {
 		handle_destroy(handle);
+		fuse_reply_err(req, -err);
+		return;
+	}
+	if (policy == POLICY_ALWAYS && !handle->is_passed)
+		start_prefetch(inode);
+	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: there will be no release */
+		handle_close(handle);
 }
 
 static void reply_created(fuse_req_t req, struct inode *inode, int fd, struct fuse_file_info *fi,
 			  const struct fuse_entry_param *entry)
 {
 	struct handle *handle = handle_create(inode, fd, fi->flags);
+	int err = handle == NULL ? -ENOMEM : handle_open(handle, fi, inode_policy(inode));
 
-	if (handle == NULL) {
-		close(fd);
+	if (err < 0) {
+		if (handle != NULL)
+			handle_destroy(handle);
+		else
+			close(fd);
 		inode_forget(inode, 1);
-		fuse_reply_err(req, ENOMEM);
+		fuse_reply_err(req, -err);
 		return;
 	}
-	is_unchanged(inode, inode_cache_file(inode), fd);
-	set_open_flags(handle, fi, false);
 	if (fuse_reply_create(req, entry, fi) == -ENOENT) {
-		handle_destroy(handle);
+		handle_close(handle);
 		inode_forget(inode, 1);
 	}
 }
 
 static int entry_of_descriptor(struct fusefs *fs, int fd, struct fuse_entry_param *entry)
 {
-	char path[40];
+	struct proc_path path = proc_path_of(fd);
 	struct inode *inode;
 	int path_fd;
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	path_fd = open(path, O_PATH | O_CLOEXEC);
-	*entry = (struct fuse_entry_param){.attr_timeout = TIMEOUT_SECONDS, .entry_timeout = TIMEOUT_SECONDS};
+	*entry = (struct fuse_entry_param){0};
+	if (fstat(fd, &entry->attr) < 0)
+		return -errno;
+	do
+		path_fd = open(path.text, O_PATH | O_CLOEXEC);
+	while (path_fd < 0 && descriptors_freed(fs));
 	if (path_fd < 0)
 		return -errno;
-	if (fstat(fd, &entry->attr) < 0) {
-		int err = -errno;
-
-		close(path_fd);
-		return err;
-	}
 	inode = inode_look_up(fs, path_fd, &entry->attr);
 	if (inode == NULL)
 		return -ENOMEM;
-	entry->ino = inode_number(inode);
+	fill_entry(inode, entry);
 	return 0;
 }
 
@@ -216,12 +263,16 @@ static int entry_of_descriptor(struct fusefs *fs, int fd, struct fuse_entry_para
 static void create_at(fuse_req_t req, struct inode *parent, const char *name, mode_t mode, int flags,
 		      struct fuse_file_info *fi)
 {
-	struct credentials credentials = credentials_take(req);
-	int fd = openat(parent->fd, name, flags | O_CLOEXEC, mode);
-	int err = fd < 0 ? -errno : 0;
+	INODE_FD(at, parent);
+	struct credentials credentials = credentials_take(req, &mode);
 	struct fuse_entry_param entry;
 	struct stat st;
+	int err, fd;
 
+	do
+		fd = at.fd < 0 ? -1 : openat(at.fd, name, flags | O_CLOEXEC, mode);
+	while (at.fd >= 0 && fd < 0 && descriptors_freed(fs_of(req)));
+	err = at.fd < 0 ? at.fd : fd < 0 ? -errno : 0;
 	credentials_restore(&credentials);
 	if (err == 0 && (fi->flags & O_TRUNC) && fstat(fd, &st) == 0 && st.st_size > 0)
 		err = -ESTALE; /* see op_create */
@@ -251,7 +302,7 @@ static void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fu
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
-	handle_destroy(handle_of(fi));
+	handle_close(handle_of(fi));
 	fuse_reply_err(req, 0);
 }
 
@@ -270,6 +321,7 @@ static void flush_answer(void *argument)
 	struct flush *flush = argument;
 
 	flush->then(flush->user, flush->status);
+	inode_unref(flush->inode);
 	free(flush);
 }
 
@@ -283,16 +335,16 @@ static void flush_done(struct cache_op *op, int status)
 
 void flush_device(struct inode *inode, void (*then)(void *user, int status), void *user)
 {
-	struct cache_file *file = atomic_load(&inode->file);
-	struct flush *flush;
+	struct cache_file *file = inode_ref_cache_file(inode);
+	struct flush *flush = NULL;
+	bool is_active = file != NULL && cache_file_is_active(file);
 
-	if (file == NULL || !cache_file_is_active(file)) {
-		then(user, 0);
-		return;
-	}
-	flush = calloc(1, sizeof(*flush));
+	if (is_active)
+		flush = calloc(1, sizeof(*flush));
 	if (flush == NULL) {
-		then(user, -ENOMEM);
+		if (file != NULL)
+			inode_unref(inode);
+		then(user, is_active ? -ENOMEM : 0);
 		return;
 	}
 	*flush = (struct flush){.sync = {.op.done = flush_done, .file = file, .is_flush = true}, .inode = inode,
@@ -417,9 +469,11 @@ static void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg
 	bool is_directory = (flags & FUSE_IOCTL_DIR) != 0;
 
 	(void)arg;
-	(void)in;
-	(void)in_bytes;
-	control_ioctl(fs_of(req)->control, req, inode_of(req, ino), !is_directory && handle_of(fi)->is_writer, cmd, out_bytes);
+	if (ioctl_is_passed(cmd))
+		ioctl_pass(req, inode_of(req, ino), is_directory ? directory_fd(fi) : handle_of(fi)->fd, cmd, in, in_bytes,
+			   out_bytes);
+	else
+		control_ioctl(fs_of(req)->control, req, inode_of(req, ino), is_directory ? NULL : handle_of(fi), cmd, out_bytes);
 }
 
 void file_operations(struct fuse_lowlevel_ops *ops)

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 struct raw_options {
-	char *device, *capacity, *chunk, *bounce, *cpu_access, *migrate, *writeback_interval, *read_timeout, *lease_timeout, *allow_kernels;
+	char *device, *capacity, *chunk, *bounce, *cpu_access, *migrate, *migrate_min, *writeback_interval, *read_timeout, *lease_timeout, *allow_kernels;
 	int allow_other, is_read_only, is_foreground, is_debug;
 	char *unknown;
 };
@@ -21,7 +21,7 @@ struct raw_options {
 #define FLAG(name, field) {name, offsetof(struct raw_options, field), 1}
 static const struct fuse_opt option_specs[] = {
 	TEXT("device", device), TEXT("capacity", capacity), TEXT("chunk", chunk), TEXT("bounce", bounce),
-	TEXT("cpu_access", cpu_access), TEXT("migrate", migrate), TEXT("writeback_interval", writeback_interval),
+	TEXT("cpu_access", cpu_access), TEXT("migrate", migrate), TEXT("migrate_min", migrate_min), TEXT("writeback_interval", writeback_interval),
 	TEXT("read_timeout", read_timeout), TEXT("lease_timeout", lease_timeout), TEXT("allow_kernels", allow_kernels), FLAG("allow_other", allow_other),
 	FLAG("ro", is_read_only),
 	/* what mount(8) and fstab add of their own */
@@ -57,7 +57,7 @@ static int keep_unknown(void *data, const char *arg, int key, struct fuse_args *
 }
 
 /* A number and a power-of-1024 letter. 0 is allowed only if may_be_zero. */
-static int parse_size(const char *name, const char *text, uint64_t *bytes, char **error)
+static int parse_size(const char *name, const char *text, bool may_be_zero, uint64_t *bytes, char **error)
 {
 	static const char letters[] = "KMGT";
 	char *end;
@@ -73,7 +73,7 @@ static int parse_size(const char *name, const char *text, uint64_t *bytes, char 
 		shift = 10 * (unsigned)(letter - letters + 1);
 		end++;
 	}
-	if (!isdigit((unsigned char)text[0]) || *end != '\0' || errno != 0 || number == 0 ||
+	if (!isdigit((unsigned char)text[0]) || *end != '\0' || errno != 0 || (number == 0 && !may_be_zero) ||
 	    number > (UINT64_MAX >> 1) >> shift)
 		return refuse(error, "%s=%s: not a size; write a number with K, M, G or T, such as 512M", name, text);
 	*bytes = number << shift;
@@ -128,9 +128,10 @@ static int interpret(struct fusefs_options *options, struct raw_options *raw, ch
 
 	if (raw->unknown != NULL)
 		return refuse(error, "-o %s: no such option; see hmmfs mount --help", raw->unknown);
-	if ((err = parse_size("capacity", raw->capacity, &options->capacity_bytes, error)) < 0 ||
-	    (err = parse_size("chunk", raw->chunk, &options->chunk_bytes, error)) < 0 ||
-	    (err = parse_size("bounce", raw->bounce, &options->bounce_bytes, error)) < 0 ||
+	if ((err = parse_size("capacity", raw->capacity, false, &options->capacity_bytes, error)) < 0 ||
+	    (err = parse_size("chunk", raw->chunk, false, &options->chunk_bytes, error)) < 0 ||
+	    (err = parse_size("bounce", raw->bounce, false, &options->bounce_bytes, error)) < 0 ||
+	    (err = parse_size("migrate_min", raw->migrate_min, true, &options->migrate_min_bytes, error)) < 0 ||
 	    (err = parse_duration("writeback_interval", raw->writeback_interval, &options->writeback_interval_ms, error)) < 0 ||
 	    (err = parse_duration("read_timeout", raw->read_timeout, &options->read_timeout_ms, error)) < 0 ||
 	    (err = parse_duration("lease_timeout", raw->lease_timeout, &options->lease_timeout_ms, error)) < 0 ||
@@ -197,6 +198,7 @@ static void raw_finish(struct raw_options *raw)
 	free(raw->bounce);
 	free(raw->cpu_access);
 	free(raw->migrate);
+	free(raw->migrate_min);
 	free(raw->writeback_interval);
 	free(raw->read_timeout);
 	free(raw->lease_timeout);
@@ -212,6 +214,7 @@ int fusefs_options_parse(struct fusefs_options *options, const char *source, con
 	int err = 0;
 
 	*error = NULL;
+	options->migrate_min_bytes = 1 << 20;
 	options->writeback_interval_ms = 5000;
 	options->read_timeout_ms = 1000;
 	options->lease_timeout_ms = 30000;

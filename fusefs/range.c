@@ -24,6 +24,7 @@ struct change {
 	int fd, from_fd, mode;
 	off_t off, from_off, len;
 	size_t copied;
+	bool drops_set_ids; /* the kernel does not say of these calls */
 };
 
 static int change_apply(struct cache_mutation *mutation)
@@ -36,8 +37,10 @@ static int change_apply(struct cache_mutation *mutation)
 static void change_answer(void *argument)
 {
 	struct change *change = argument;
+	struct inode *inode = change->inode;
 
 	change->then(change->user, change->status);
+	inode_unref(inode);
 }
 
 static void change_done(struct cache_op *op, int status)
@@ -51,17 +54,19 @@ static void change_done(struct cache_op *op, int status)
 /* Makes the call and then calls change->then, which frees the change. */
 static void change_start(struct change *change, off_t off, off_t len, bool discards)
 {
-	struct cache_file *file = inode_cache_file(change->inode);
+	struct inode *inode = change->inode;
+	struct cache_file *file;
 
-	if (file == NULL) {
-		change->then(change->user, -ENOMEM);
-		return;
-	}
-	if (cache_file_enter_write(file)) {
-		int status = change->call(change);
+	inode_ref(inode); /* the file may be open nowhere */
+	file = inode_cache_file(inode);
+	if (file == NULL || cache_file_enter_write(file)) {
+		int status = file == NULL ? -ENOMEM : change->call(change);
 
-		inode_own_change(change->inode);
-		cache_file_leave_write(file);
+		if (file != NULL) {
+			inode_own_change(inode);
+			cache_file_leave_write(file);
+		}
+		inode_unref(inode);
 		change->then(change->user, status);
 		return;
 	}
@@ -80,7 +85,8 @@ struct size_change {
 
 static int call_truncate(struct change *change)
 {
-	struct proc_path path = inode_proc_path(change->inode);
+	INODE_FD(at, change->inode);
+	struct proc_path path = proc_path_of(at.fd);
 	int result = change->fd >= 0 ? ftruncate(change->fd, change->off) : truncate(path.text, change->off);
 
 	return result < 0 ? -errno : 0;
@@ -99,9 +105,11 @@ void set_size(struct inode *inode, int fd, off_t size, void (*then)(void *user, 
 	struct size_change *change = calloc(1, sizeof(*change));
 	struct stat st;
 	off_t first;
+	int err;
 
-	if (change == NULL || fstatat(inode->fd, "", &st, AT_EMPTY_PATH) < 0) {
-		then(user, change == NULL ? -ENOMEM : -errno);
+	err = change == NULL ? -ENOMEM : inode_stat(inode, &st);
+	if (err < 0) {
+		then(user, err);
 		free(change);
 		return;
 	}
@@ -121,7 +129,11 @@ struct request_change {
 
 static int call_fallocate(struct change *change)
 {
-	return fallocate(change->fd, change->mode, change->off, change->len) < 0 ? -errno : 0;
+	if (fallocate(change->fd, change->mode, change->off, change->len) < 0)
+		return -errno;
+	if (change->drops_set_ids)
+		drop_set_ids(change->fd);
+	return 0;
 }
 
 static void answer_status(void *user, int status)
@@ -143,7 +155,8 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 	}
 	*change = (struct request_change){.change = {.inode = inode_of(req, ino), .call = call_fallocate,
 						     .then = answer_status, .user = change, .fd = handle_of(fi)->fd,
-						     .mode = mode, .off = off, .len = len},
+						     .mode = mode, .off = off, .len = len,
+						     .drops_set_ids = !may_keep_set_ids(req)},
 					  .req = req};
 	if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
 		end = INT64_MAX;
@@ -167,6 +180,8 @@ static int call_copy(struct change *change)
 	if (n < 0)
 		return -errno;
 	change->copied = (size_t)n;
+	if (change->drops_set_ids)
+		drop_set_ids(change->fd);
 	return 0;
 }
 
@@ -211,7 +226,8 @@ static void op_copy_file_range(fuse_req_t req, fuse_ino_t from_ino, off_t from_o
 	*change = (struct request_change){.change = {.inode = inode_of(req, ino), .call = call_copy,
 						     .then = answer_copied, .user = change, .fd = handle_of(fi)->fd,
 						     .from_fd = handle_of(from_fi)->fd, .off = off,
-						     .from_off = from_off, .len = (off_t)len},
+						     .from_off = from_off, .len = (off_t)len,
+						     .drops_set_ids = !may_keep_set_ids(req)},
 					  .req = req};
 	flush_device(inode_of(req, from_ino), source_is_flushed, change);
 }

@@ -10,6 +10,7 @@
  */
 #include "fusefs/control.h"
 #include "fusefs/fusefs.h"
+#include "fusefs/passthrough.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -64,7 +65,10 @@ static const struct cache_callbacks callbacks = {
 
 static void op_init(void *user, struct fuse_conn_info *conn)
 {
-	(void)user;
+	struct fusefs *fs = user;
+
+	if (fs->is_root && fuse_set_feature_flag(conn, FUSE_CAP_PASSTHROUGH)) /* the kernel wants CAP_SYS_ADMIN for it */
+		passthrough_enable(fs->passthrough);
 	conn->max_write = CACHE_IO_MAX;
 	conn->max_readahead = CACHE_IO_MAX;
 	conn->max_background = 64;
@@ -75,6 +79,12 @@ static void op_init(void *user, struct fuse_conn_info *conn)
 	fuse_unset_feature_flag(conn, FUSE_CAP_WRITEBACK_CACHE);
 	fuse_unset_feature_flag(conn, FUSE_CAP_ATOMIC_O_TRUNC); /* truncation comes as SETATTR, through the cache */
 	fuse_set_feature_flag(conn, FUSE_CAP_IOCTL_DIR);
+	fuse_set_feature_flag(conn, FUSE_CAP_POSIX_ACL);
+	fuse_set_feature_flag(conn, FUSE_CAP_DONT_MASK); /* a default ACL may take the umask's place */
+	/* Otherwise each write is preceded by a request for security.capability. */
+	fuse_set_feature_flag(conn, FUSE_CAP_HANDLE_KILLPRIV_V2);
+	if (fs->options->nfs_export)
+		fuse_set_feature_flag(conn, FUSE_CAP_EXPORT_SUPPORT);
 	fuse_set_feature_flag(conn, FUSE_CAP_SPLICE_WRITE);
 	fuse_set_feature_flag(conn, FUSE_CAP_SPLICE_MOVE);
 	fuse_unset_feature_flag(conn, FUSE_CAP_SPLICE_READ); /* WRITEs are copied once, from the buffer */
@@ -233,38 +243,21 @@ static int watch_start(struct signal_watch *watch, struct fusefs *fs)
 
 /* ---- the life ---- */
 
-static void raise_descriptor_limit(void)
+/* As many descriptors as may be; half of them for known inodes, the other half for open files and chunks. */
+static void raise_descriptor_limit(struct fusefs *fs)
 {
-	struct rlimit limit;
+	struct rlimit limit, more = {1 << 20, 1 << 20};
 
+	fs->max_fds = 512;
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
 		return;
-	if (geteuid() == 0 && limit.rlim_max < 1 << 20) { /* one O_PATH descriptor for each known inode */
-		struct rlimit more = {1 << 20, 1 << 20};
-
-		if (setrlimit(RLIMIT_NOFILE, &more) == 0)
-			return;
-	}
+	if (fs->options->max_descriptors > 0)
+		limit.rlim_max = fs->options->max_descriptors;
+	else if (fs->is_root && limit.rlim_max < more.rlim_max && setrlimit(RLIMIT_NOFILE, &more) == 0)
+		limit = more;
 	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
-}
-
-static int open_root(struct fusefs *fs)
-{
-	struct stat st;
-
-	fs->root.fd = open(fs->options->source, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (fs->root.fd < 0 || fstat(fs->root.fd, &st) < 0)
-		return -errno;
-	fs->root.fs = fs;
-	fs->root.type = S_IFDIR;
-	fs->root.lookups = 1;
-	fs->root.key.dev = st.st_dev;
-	fs->root.key.ino = st.st_ino;
-	fs->root.is_hashed = true;
-	pthread_mutex_init(&fs->root.lock, NULL);
-	HASH_ADD(hh, fs->inodes, key, sizeof(fs->root.key), &fs->root);
-	return 0;
+	fs->max_fds = limit.rlim_cur / 2;
 }
 
 static int serve_requests(struct fusefs *fs)
@@ -375,14 +368,14 @@ static int tell_error(fusefs_tell tell, void *user, int err, const char *format,
 
 int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *user)
 {
-	struct fusefs fs = {.options = options, .owner = getuid(), .is_root = geteuid() == 0, .root.fd = -1};
+	struct fusefs fs = {.options = options, .owner = getuid(), .is_root = geteuid() == 0, .timeout_seconds = 1.0};
 	struct cache_config config = cache_config_of(options);
 	struct signal_watch watch = {0};
 	char *error = NULL;
 	int err;
 
 	umask(0); /* the kernel has applied the caller's */
-	raise_descriptor_limit();
+	raise_descriptor_limit(&fs);
 	sigemptyset(&watch.set);
 	sigaddset(&watch.set, SIGTERM);
 	sigaddset(&watch.set, SIGINT);
@@ -390,9 +383,8 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 	sigaddset(&watch.set, SIGUSR2);
 	pthread_sigmask(SIG_BLOCK, &watch.set, NULL); /* in all threads made from here on */
 	signal(SIGPIPE, SIG_IGN);
-	pthread_mutex_init(&fs.table_lock, NULL);
-	pthread_cond_init(&fs.refs_are_gone, NULL);
-	err = open_root(&fs);
+	signal(SIGIO, SIG_IGN); /* passthrough.c's leases */
+	err = inode_table_init(&fs);
 	if (err < 0)
 		return tell_error(tell, user, err, "SOURCE %s: %s", options->source, strerror(-err));
 	err = cache_create(&config, &callbacks, &fs, &fs.cache, &error);
@@ -406,9 +398,12 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 		tell_error(tell, user, err, "io_uring: %s; see kernel.io_uring_disabled and RLIMIT_MEMLOCK", strerror(-err));
 		goto out_cache;
 	}
+	fs.passthrough = passthrough_create(&fs);
 	fs.repliers = repliers_start();
+	fs.notifiers = repliers_start();
 	fs.session = new_session(&fs);
-	if (fs.repliers == NULL || fs.session == NULL) {
+	if (fs.passthrough == NULL || fs.repliers == NULL || fs.notifiers == NULL || fs.session == NULL ||
+	    (atomic_load(&fs.root.volume->mount_fd) < 0 && pruner_start(&fs) < 0)) {
 		err = tell_error(tell, user, -ENOMEM, "out of memory");
 		goto out_cache;
 	}
@@ -429,16 +424,18 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 out_control:
 	control_destroy(fs.control);
 out_session:
+	pruner_stop(&fs);
+	if (fs.notifiers != NULL)
+		repliers_stop(fs.notifiers);
 	if (fs.session != NULL)
 		fuse_session_destroy(fs.session);
 out_cache:
 	inodes_wait(&fs);
 	if (fs.repliers != NULL)
 		repliers_stop(fs.repliers); /* they may be giving buffers back to the cache */
-	if (fs.inodes != NULL)
-		HASH_DEL(fs.inodes, &fs.root);
 	inodes_destroy(&fs);
-	cache_destroy(fs.cache);
-	close(fs.root.fd);
+	cache_destroy(fs.cache); /* its threads may be destroying inodes that went idle */
+	if (fs.passthrough != NULL)
+		passthrough_destroy(fs.passthrough);
 	return err;
 }

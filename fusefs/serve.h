@@ -15,10 +15,13 @@ struct fusefs_options {
 	char *device;
 	uint64_t capacity_bytes, chunk_bytes, bounce_bytes; /* 0: the default */
 	enum cache_cpu_access cpu_access;
+	uint64_t migrate_min_bytes; /* smaller files stay off the device but for as long as they are leased */
 	enum fusefs_policy policy; /* of files that have no user.hmmfs.migrate */
 	unsigned writeback_interval_ms, read_timeout_ms, lease_timeout_ms;
 	bool allow_all_kernels;
 	bool allow_other, default_permissions, is_read_only;
+	bool nfs_export;
+	unsigned max_descriptors; /* 0: as many as may be */
 	bool is_foreground, is_debug;
 };
 

@@ -39,12 +39,13 @@ static ssize_t default_policy(enum fusefs_policy policy, char *value, size_t siz
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
 	struct inode *inode = inode_of(req, ino);
-	struct proc_path path = inode_proc_path(inode);
-	char *value = size == 0 ? NULL : malloc(size);
+	INODE_FD(at, inode);
+	struct proc_path path = proc_path_of(at.fd);
+	char *value = size == 0 || at.fd < 0 ? NULL : malloc(size);
 	ssize_t n;
 
-	if (size > 0 && value == NULL) {
-		fuse_reply_err(req, ENOMEM);
+	if (at.fd < 0 || (size > 0 && value == NULL)) {
+		fuse_reply_err(req, at.fd < 0 ? -at.fd : ENOMEM);
 		return;
 	}
 	n = getxattr(path.text, name, value, size);
@@ -55,11 +56,12 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
 
 static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 {
-	struct proc_path path = inode_proc_path(inode_of(req, ino));
-	char *value = size == 0 ? NULL : malloc(size);
+	INODE_FD(at, inode_of(req, ino));
+	struct proc_path path = proc_path_of(at.fd);
+	char *value = size == 0 || at.fd < 0 ? NULL : malloc(size);
 
-	if (size > 0 && value == NULL) {
-		fuse_reply_err(req, ENOMEM);
+	if (at.fd < 0 || (size > 0 && value == NULL)) {
+		fuse_reply_err(req, at.fd < 0 ? -at.fd : ENOMEM);
 		return;
 	}
 	reply_bytes(req, value, listxattr(path.text, value, size), size);
@@ -96,31 +98,46 @@ static void evicted(struct cache_op *op, int status)
 /* A file that is never to be on the device leaves it. */
 static void start_eviction(struct inode *inode)
 {
-	struct cache_file *file = atomic_load(&inode->file);
-	struct eviction *eviction = calloc(1, sizeof(*eviction));
+	struct cache_file *file = inode_ref_cache_file(inode);
+	struct eviction *eviction = file == NULL || !cache_file_is_active(file) ? NULL : calloc(1, sizeof(*eviction));
 
-	if (file == NULL || !cache_file_is_active(file) || eviction == NULL) {
-		free(eviction);
+	if (eviction == NULL) {
+		if (file != NULL)
+			inode_unref(inode);
 		return;
 	}
-	inode_ref(inode);
 	*eviction = (struct eviction){.place = {.op.done = evicted, .file = file, .off = 0, .len = INT64_MAX},
 				      .inode = inode};
 	cache_evict(&eviction->place);
 }
 
+/* An access ACL takes the set-group-id bit from a file whose group its owner is not in; that is the backing's to see, so it
+ * has to see the caller, groups and all. */
+static int set_xattr(fuse_req_t req, int fd, const char *name, const char *value, size_t size, int flags)
+{
+	struct proc_path path = proc_path_of(fd);
+	bool is_acl = strcmp(name, "system.posix_acl_access") == 0;
+	struct credentials credentials = is_acl ? credentials_take_groups(req) : (struct credentials){0};
+	int err = setxattr(path.text, name, value, size, flags) < 0 ? -errno : 0;
+
+	credentials_restore(&credentials);
+	return err;
+}
+
 static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags)
 {
 	struct inode *inode = inode_of(req, ino);
-	struct proc_path path = inode_proc_path(inode);
+	INODE_FD(at, inode);
+	int err;
 	bool sets_policy = strcmp(name, policy_name) == 0;
 
 	if (sets_policy && !is_policy(value, size)) {
 		fuse_reply_err(req, EINVAL);
 		return;
 	}
-	if (setxattr(path.text, name, value, size, flags) < 0) {
-		fuse_reply_err(req, errno);
+	err = at.fd < 0 ? at.fd : set_xattr(req, at.fd, name, value, size, flags);
+	if (err < 0) {
+		fuse_reply_err(req, -err);
 		return;
 	}
 	inode_own_change(inode);
@@ -132,8 +149,9 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 {
 	struct inode *inode = inode_of(req, ino);
-	struct proc_path path = inode_proc_path(inode);
-	int err = removexattr(path.text, name) < 0 ? errno : 0;
+	INODE_FD(at, inode);
+	struct proc_path path = proc_path_of(at.fd);
+	int err = at.fd < 0 ? -at.fd : removexattr(path.text, name) < 0 ? errno : 0;
 
 	inode_own_change(inode);
 	fuse_reply_err(req, err);

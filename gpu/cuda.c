@@ -26,7 +26,7 @@
  * An error of any copy, fill or wait: all queues stop, the context is torn down and built again, the chunks are mapped again from
  * their handles (memory of cuMemCreate is associated with no context: cuda.h on cuCtxDestroy) or, where a handle is not
  * taken any more, from the kept descriptor, and what was in flight is repeated, one operation at a time until all of it is
- * done. An operation that fails again when it is alone shows that its chunk's memory is gone: that chunk is lost. If the
+ * done. An operation that fails twice more when it is alone shows that its chunk's memory is gone: that chunk is lost. If the
  * context can't be rebuilt, or is broken again and again with nothing done in between, the device is lost with all chunks.
  */
 #include "gpu/cuda_internal.h"

@@ -12,7 +12,7 @@
 
 #include <pthread.h>
 
-enum { CUDA_DEPTH = 32, CUDA_REBUILDS_MAX = 5 };
+enum { CUDA_DEPTH = 32, CUDA_TRIES_ALONE = 2, CUDA_REBUILDS_MAX = 5 };
 
 enum memory_state {
 	MEMORY_NONE,     /* of the driver's nothing yet */
@@ -39,7 +39,8 @@ struct cuda_op {
 	uint8_t byte;
 	uint64_t *free_bytes; /* CUDA_MEASURE */
 	struct gpu_op *op;
-	bool is_repeat; /* was in flight, or waited, when the context broke; counted in dev->n_repeats */
+	bool is_repeat; /* was in flight when the context broke; counted in dev->n_repeats */
+	unsigned n_failed_alone;
 };
 
 struct cuda_queue {

@@ -8,7 +8,7 @@
  * When a call fails (cuda_break), each thread puts what it has in flight back to the head of its queue, marked as repeats, and
  * stops; the last one to stop builds the context anew, and all go on. Bytes in flight may have arrived or not: every operation
  * can be done twice. While there are repeats, operations are done one at a time, over all queues (is_alone_taken), so that one
- * that fails again is known to be the cause: its chunk is lost. All with -ENODEV, if the device is dead.
+ * that fails then is known to be the cause. Twice so, and its chunk is lost. All are lost, with -ENODEV, if the device is dead.
  */
 #include "gpu/cuda_internal.h"
 
@@ -244,7 +244,11 @@ static void run_one_alone(struct cuda_queue *queue)
 		}
 	}
 	give_turn(dev);
-	if (op != NULL)
+	if (op == NULL)
+		return;
+	if (err == -EAGAIN && ++op->n_failed_alone < CUDA_TRIES_ALONE)
+		put_back(queue, op);
+	else
 		complete(dev, op, err == -EAGAIN ? blame(dev, op) : err);
 }
 

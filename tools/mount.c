@@ -35,6 +35,8 @@ static const char doc[] =
 	"  cpu_access=copy|migrate|auto    a CPU read of a resident page: a copy of it, bring the chunk back, or\n"
 	"                                  copy until the CPU keeps reading it (auto)\n"
 	"  migrate=auto|never|always       policy of files without the attribute user.hmmfs.migrate (auto)\n"
+	"  migrate_min=SIZE                smaller files are on the device for as long as they are leased, no longer, and the\n"
+	"                                  kernel reads and writes them by itself (1M; 0: no such files)\n"
 	"  writeback_interval=TIME         how often dirty chunks are written back (5s; 0: only when asked)\n"
 	"  read_timeout=TIME               when a CPU read that a lease holds up gets a snapshot (1s; 0: never)\n"
 	"  lease_timeout=TIME              when a lease that others wait for is revoked (30s; 0: never)\n"

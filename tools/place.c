@@ -42,7 +42,8 @@ static int move(const char *path, const char *word,
 	if (err < 0)
 		status = fail("%s: %s", path, err == -EINVAL ? "not a regular file" : explain(err));
 	else
-		printf("%s: %llu bytes %s\n", path, (unsigned long long)moved, word);
+		printf("%s: %llu bytes %s%s\n", path, (unsigned long long)moved, word,
+		       moved == 0 && how == hmmfs_prefetch ? " (nothing of it is kept there: empty, smaller than migrate_min, or open in passthrough)" : "");
 	hmmfs_close(session);
 	close(fd);
 	return status;

@@ -51,10 +51,10 @@ static void status_as_json(const struct hmmfs_status *s)
 #define SET(name) json_object_set_new(counters, #name, number(s->name));
 	COUNTERS(SET)
 #undef SET
-	print_json(json_pack("{s:{s:s,s:s},s:o,s:o,s:o,s:o,s:o,s:o}", "device", "backend", s->backend, "name", s->device_name,
+	print_json(json_pack("{s:{s:s,s:s},s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "device", "backend", s->backend, "name", s->device_name,
 			     "chunk_bytes", number(s->chunk_bytes), "capacity_bytes", number(s->capacity_bytes),
 			     "resident_bytes", number(s->resident_bytes), "dirty_bytes", number(s->dirty_bytes), "leases",
-			     number(s->leases), "counters", counters));
+			     number(s->leases), "passthrough_opens", number(s->passthrough_opens), "counters", counters));
 }
 
 static void status_as_text(const struct hmmfs_status *s)
@@ -65,6 +65,7 @@ static void status_as_text(const struct hmmfs_status *s)
 	printf("resident          %.1f MiB\n", (double)s->resident_bytes / (1 << 20));
 	printf("dirty             %.1f MiB\n", (double)s->dirty_bytes / (1 << 20));
 	printf("leases            %llu\n", (unsigned long long)s->leases);
+	printf("passthrough_opens %llu\n", (unsigned long long)s->passthrough_opens);
 #define SHOW(name) printf("%-18s%llu\n", #name, (unsigned long long)s->name);
 	COUNTERS(SHOW)
 #undef SHOW

@@ -15,13 +15,14 @@ def bytes_of(size):
 CHUNK = bytes_of(os.environ.get("HMMFS_TEST_CHUNK", "64K"))
 CAPACITY = bytes_of(os.environ["HMMFS_TEST_CAPACITY"]) if "HMMFS_TEST_CAPACITY" in os.environ else 64 * CHUNK
 CAPACITY_CHUNKS = CAPACITY // CHUNK
+daemon_environment = {}  # what daemons and commands have beside our own
 if DEVICE.startswith("cuda"):
     cuda.set_environment(CHUNK)
 
 
 def command(*args, ok=(0,), **more):
     """Runs a command; its stdout. A status not in ok is a failure of the test."""
-    r = subprocess.run([str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **({"timeout": 120} | more))
+    r = subprocess.run([str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **({"timeout": 120, "env": os.environ | daemon_environment} | more))
     assert r.returncode in ok, f"{args}: status {r.returncode}, not {ok}: {r.stdout.decode()} {r.stderr.decode()}"
     return r.stdout.decode(errors="replace") if r.returncode == 0 else r.stderr.decode(errors="replace")
 
@@ -60,13 +61,14 @@ class Mount:
         self.source, self.point = os.path.join(scratch, "source"), os.path.join(scratch, "mount")
         os.makedirs(self.source, exist_ok=True)
         os.makedirs(self.point, exist_ok=True)
-        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M") | options
-        self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items())
+        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M", migrate_min="0") | options
+        self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items() if v is not None)
         self.daemon = None
 
     def start(self, terminal=None):
         self.daemon = subprocess.Popen([HMMFS, "mount", self.source, self.point, "-f", "-o", self.options],
-                                       stderr=subprocess.PIPE if terminal is None else terminal, start_new_session=True)
+                                       stderr=subprocess.PIPE if terminal is None else terminal, start_new_session=True,
+                                       env=os.environ | daemon_environment)
         if terminal is not None:
             wait_until(lambda: os.path.ismount(self.point) or self.daemon.poll() is not None, "the daemon serves")
         for line in self.daemon.stderr or []:  # the daemon says when it serves
@@ -97,7 +99,7 @@ class Mount:
 
     def umount(self, *how):
         command(*(how or (HMMFS, "umount", self.point)))
-        assert self.wait() == 0, f"the daemon's exit status; it said: {self.said}"
+        assert self.wait() == 0, f"the daemon's exit status is {self.daemon.returncode}; it said: {self.said}"
 
     def wait(self):
         self.said = (self.daemon.communicate(timeout=60)[1] or b"").decode()

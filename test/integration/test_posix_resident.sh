@@ -30,7 +30,7 @@ resident_bytes() {
 background_mount_says_its_device() {
 	local said
 	said=$("$hmmfs" mount "$source" "$point" -o \
-		"device=${HMMFS_TEST_DEVICE:-host},capacity=4M,chunk=64K,bounce=8M,writeback_interval=0") &&
+		"device=${HMMFS_TEST_DEVICE:-host},capacity=4M,chunk=64K,bounce=8M,writeback_interval=0,migrate_min=0") &&
 		[[ $said == "hmmfs: $source on $point: device "* ]]
 }
 check background_mount_of_a_source_with_a_comma_says_its_device background_mount_says_its_device

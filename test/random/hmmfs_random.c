@@ -1,7 +1,7 @@
 /*
  * hmmfs_random.c - a file used in every way there is, in an order made from a seed, beside a model of it in memory.
  *
- *     hmmfs_random [--seed N] [--seconds N] [--ops N] [--file-size BYTES] [--processes N] FILE
+ *     hmmfs_random [--seed N] [--seconds N] [--ops N] [--file-size BYTES] [--processes N] [--one-descriptor] FILE
  *
  * One process (the default): each step is one of the operations below; whatever is read is compared with the model at
  * once, and the whole file at the end. The model is written to FILE's name + ".model" in --model-dir, for whoever
@@ -9,6 +9,9 @@
  *
  * Several processes: process p of n owns the bytes whose offset / STRIPE % n is p, so that they meet in nearly every page.
  * Each reads, stores and computes on the whole file, but changes, and checks, only its own bytes; the size stays fixed.
+ *
+ * --one-descriptor: no second one for O_DIRECT. A file that the kernel passes to the backing has no exclusive lease while
+ * another can store to it.
  *
  * Exit status: 0, 1 a byte or a status was wrong, 2 misuse.
  */
@@ -33,6 +36,7 @@ enum { HISTORY = 40, LINE = 120, STRIPE = 61, DIRECT_ALIGN = 4096, RUNS_MAX = 16
 
 struct arguments {
 	uint64_t seed, seconds, ops, file_size, processes;
+	bool has_one_descriptor;
 	const char *path, *model_dir;
 };
 
@@ -391,7 +395,7 @@ static uint64_t test_file(const struct arguments *arguments, unsigned process)
 	t->fd = open(arguments->path, O_RDWR | O_CLOEXEC);
 	if (t->fd < 0)
 		wrong(t, "%s: %s", arguments->path, strerror(errno));
-	t->direct_fd = open(arguments->path, O_RDWR | O_DIRECT | O_CLOEXEC);
+	t->direct_fd = arguments->has_one_descriptor ? -1 : open(arguments->path, O_RDWR | O_DIRECT | O_CLOEXEC);
 	t->map = mmap(NULL, max, PROT_READ | PROT_WRITE, MAP_SHARED, t->fd, 0);
 	if (t->map == MAP_FAILED)
 		wrong(t, "mmap: %s", strerror(errno));
@@ -422,6 +426,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case 'z': arguments->file_size = strtoull(arg, NULL, 0); return 0;
 	case 'p': arguments->processes = strtoull(arg, NULL, 0); return 0;
 	case 'm': arguments->model_dir = arg; return 0;
+	case 'o': arguments->has_one_descriptor = true; return 0;
 	case ARGP_KEY_ARG: arguments->path = arg; return 0;
 	case ARGP_KEY_END:
 		if (arguments->path == NULL || arguments->processes == 0 || arguments->file_size == 0)
@@ -439,6 +444,7 @@ int main(int argc, char **argv)
 		{"ops", 'n', "N", 0, "how many steps", 0},
 		{"file-size", 'z', "BYTES", 0, "the largest size of the file (1000000)", 0},
 		{"processes", 'p', "N", 0, "that share the file (1)", 0},
+		{"one-descriptor", 'o', NULL, 0, "no second descriptor, for O_DIRECT", 0},
 		{"model-dir", 'm', "DIR", 0, "where the model is written at the end", 0},
 		{0}};
 	static const struct argp argp = {options, parse, "FILE", "Use FILE of an hmmfs mount in every way, and check.", NULL, NULL, NULL};
