@@ -2,16 +2,12 @@
 import contextlib, ctypes, errno, os, subprocess, sys, tempfile
 import cuda
 from device import EXCLUSIVE, SHARED, Region, check, leased, lib
-from harness import BUILD, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises
+from harness import BUILD, CHUNK, HMMFS, command, data_of, mounted, raises
 
 # Without sanitizers, whose runtime would have to be preloaded first
 CLIENT_BUILD = os.path.dirname(os.path.dirname(os.environ["HMMFS_TEST_CLIENT"])) if "HMMFS_TEST_CLIENT" in os.environ else BUILD
 PROGRAM = os.path.join(CLIENT_BUILD, "test/integration/hmmfs_cuda_program")
-NOT_CUDA = "about device=cuda"
-
-
-def _is_cuda():
-    return DEVICE.startswith("cuda")
+DEVICES = ["cuda"]
 
 
 @contextlib.contextmanager
@@ -53,8 +49,6 @@ def _fill(address, byte, n, stream):
 
 
 def lease_ends_when_the_work_queued_before_is_done():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted(read_timeout="0") as m:
         fd, stream, event = os.open(m.put("f", data_of(2 * CHUNK)), os.O_RDWR), _stream(), ctypes.c_void_p()
         cuda.call("cuEventCreate", ctypes.byref(event), 2)
@@ -79,8 +73,6 @@ def lease_ends_when_the_work_queued_before_is_done():
 
 
 def mappings_stay_and_only_what_moved_is_mapped_anew():
-    if not _is_cuda():
-        return NOT_CUDA
     if not _can_fail():
         return "needs the simulated driver"
     with mounted() as m:
@@ -104,8 +96,6 @@ def mappings_stay_and_only_what_moved_is_mapped_anew():
 
 
 def shared_lease_is_read_only():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted() as m:
         fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
         r = Region(fd, 0, CHUNK)
@@ -121,8 +111,6 @@ def shared_lease_is_read_only():
 
 
 def client_without_a_context_is_told_so():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted() as m:
         fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
         r = Region(fd, 0, CHUNK)
@@ -134,8 +122,6 @@ def client_without_a_context_is_told_so():
 
 
 def lease_is_revoked_under_work_that_does_not_end():
-    if not _is_cuda():
-        return NOT_CUDA
     if cuda.IS_REAL:
         return "needs a host function that waits"
     with mounted(lease_timeout="100ms", read_timeout="0") as m:
@@ -158,8 +144,6 @@ def lease_is_revoked_under_work_that_does_not_end():
 
 
 def work_that_fails_ends_its_lease_and_nothing_else():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted() as m:
         fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
         code = ("import os,sys,ctypes\nsys.path.insert(0,sys.argv[2])\nimport cuda\nfrom device import *\nfd=os.open(sys.argv[1],os.O_RDWR)\n"
@@ -178,8 +162,6 @@ def work_that_fails_ends_its_lease_and_nothing_else():
 
 
 def processes_share_the_memory_once():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted(writeback_interval="0") as m:
         n = 16 * CHUNK
         fd = os.open(m.put("f", data_of(n)), os.O_RDWR)
@@ -203,8 +185,6 @@ def processes_share_the_memory_once():
 
 
 def programs_that_know_nothing_get_their_bytes_from_the_cache():
-    if not _is_cuda():
-        return NOT_CUDA
     n = 5 * CHUNK + 1234
     with mounted(capacity=4 * CHUNK, cpu_access="copy") as m:  # less than the file: copied in parts
         path = m.put("f", data_of(n))
@@ -236,8 +216,6 @@ def programs_that_know_nothing_get_their_bytes_from_the_cache():
 
 def programs_do_not_fail_where_hmmfs_does():
     """Each call that copying from the cache makes fails once; the program gets its bytes all the same."""
-    if not _is_cuda():
-        return NOT_CUDA
     if cuda.IS_REAL:
         return "needs the simulated driver"
     with mounted(cpu_access="copy") as m:
@@ -253,8 +231,6 @@ def programs_do_not_fail_where_hmmfs_does():
 
 
 def kernels_that_do_not_load_say_why():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted() as m:
         path, scratch = m.put("f", data_of(CHUNK)), os.path.dirname(m.source)
         for name, text, words in (("a.ptx", b"nonsense", "version"), ("b.cubin", b"\x7fELF nonsense", "cuModuleLoadDataEx"),
