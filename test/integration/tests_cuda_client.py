@@ -2,14 +2,12 @@
 import contextlib, ctypes, errno, os, subprocess, sys, tempfile
 import cuda
 from device import EXCLUSIVE, SHARED, Region, check, leased, lib
-from harness import BUILD, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises
+from harness import BUILD, CHUNK, HMMFS, command, data_of, mounted, raises
 
-PROGRAM = os.path.join(BUILD, "test/integration/hmmfs_cuda_program")
-NOT_CUDA = "about device=cuda"
-
-
-def _is_cuda():
-    return DEVICE.startswith("cuda")
+# Without sanitizers, whose runtime would have to be preloaded first
+CLIENT_BUILD = os.path.dirname(os.path.dirname(os.environ["HMMFS_TEST_CLIENT"])) if "HMMFS_TEST_CLIENT" in os.environ else BUILD
+PROGRAM = os.path.join(CLIENT_BUILD, "test/integration/hmmfs_cuda_program")
+DEVICES = ["cuda"]
 
 
 @contextlib.contextmanager
@@ -31,6 +29,14 @@ def _can_fail():
     return os.environ.get("HMMFS_SIMCUDA_FAIL", "").startswith("@")
 
 
+def _exec(path, how, **env):
+    """What a program says that knows nothing of hmmfs, under hmmfs exec."""
+    env = os.environ | {"HMMFS_EXEC_MIN": "1"} | env
+    if not cuda.IS_REAL:
+        env["LD_LIBRARY_PATH"] = os.path.join(CLIENT_BUILD, "test/simcuda")
+    return command(os.path.join(CLIENT_BUILD, "tools/hmmfs") if CLIENT_BUILD else HMMFS, "exec", "--", PROGRAM, path, how, env=env)
+
+
 def _stream():
     stream = ctypes.c_void_p()
     cuda.use()
@@ -43,8 +49,6 @@ def _fill(address, byte, n, stream):
 
 
 def lease_ends_when_the_work_queued_before_is_done():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted(read_timeout="0") as m:
         fd, stream, event = os.open(m.put("f", data_of(2 * CHUNK)), os.O_RDWR), _stream(), ctypes.c_void_p()
         cuda.call("cuEventCreate", ctypes.byref(event), 2)
@@ -69,8 +73,6 @@ def lease_ends_when_the_work_queued_before_is_done():
 
 
 def mappings_stay_and_only_what_moved_is_mapped_anew():
-    if not _is_cuda():
-        return NOT_CUDA
     if not _can_fail():
         return "needs the simulated driver"
     with mounted() as m:
@@ -94,8 +96,6 @@ def mappings_stay_and_only_what_moved_is_mapped_anew():
 
 
 def shared_lease_is_read_only():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted() as m:
         fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
         r = Region(fd, 0, CHUNK)
@@ -111,8 +111,6 @@ def shared_lease_is_read_only():
 
 
 def client_without_a_context_is_told_so():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted() as m:
         fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
         r = Region(fd, 0, CHUNK)
@@ -124,8 +122,6 @@ def client_without_a_context_is_told_so():
 
 
 def lease_is_revoked_under_work_that_does_not_end():
-    if not _is_cuda():
-        return NOT_CUDA
     if cuda.IS_REAL:
         return "needs a host function that waits"
     with mounted(lease_timeout="100ms", read_timeout="0") as m:
@@ -148,8 +144,6 @@ def lease_is_revoked_under_work_that_does_not_end():
 
 
 def work_that_fails_ends_its_lease_and_nothing_else():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted() as m:
         fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
         code = ("import os,sys,ctypes\nsys.path.insert(0,sys.argv[2])\nimport cuda\nfrom device import *\nfd=os.open(sys.argv[1],os.O_RDWR)\n"
@@ -168,8 +162,6 @@ def work_that_fails_ends_its_lease_and_nothing_else():
 
 
 def processes_share_the_memory_once():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted(writeback_interval="0") as m:
         n = 16 * CHUNK
         fd = os.open(m.put("f", data_of(n)), os.O_RDWR)
@@ -193,13 +185,11 @@ def processes_share_the_memory_once():
 
 
 def programs_that_know_nothing_get_their_bytes_from_the_cache():
-    if not _is_cuda():
-        return NOT_CUDA
     n = 5 * CHUNK + 1234
     with mounted(capacity=4 * CHUNK, cpu_access="copy") as m:  # less than the file: copied in parts
         path = m.put("f", data_of(n))
         fills = lambda: m.status()["counters"]["fills"]
-        run = lambda how, **env: command(HMMFS, "exec", "--", PROGRAM, path, how, env=os.environ | {"HMMFS_EXEC_MIN": "1"} | env)
+        run = lambda how, **env: _exec(path, how, **env)
         for how, is_ours in (("linked", True), ("dlsym", True), ("next", True), ("proc", True), ("async", True), ("private", False),
                              ("anonymous", False)):
             command(HMMFS, "evict", path)
@@ -226,8 +216,6 @@ def programs_that_know_nothing_get_their_bytes_from_the_cache():
 
 def programs_do_not_fail_where_hmmfs_does():
     """Each call that copying from the cache makes fails once; the program gets its bytes all the same."""
-    if not _is_cuda():
-        return NOT_CUDA
     if cuda.IS_REAL:
         return "needs the simulated driver"
     with mounted(cpu_access="copy") as m:
@@ -235,17 +223,14 @@ def programs_do_not_fail_where_hmmfs_does():
         for rule in ("cuMemImportFromShareableHandle:2:1", "cuMemMap:5:2", "cuMemSetAccess:2:1", "cuMemAddressReserve:2:2",
                      "cuMemcpyDtoDAsync:1:1", "cuStreamSynchronize:1:1", "cuCtxGetDevice:1:201", "cuStreamIsCapturing:1:900",
                      "cuPointerGetAttribute:1+:999", "cuDeviceGetUuid:1:101"):
-            env = os.environ | {"HMMFS_EXEC_MIN": "1", "HMMFS_SIMCUDA_FAIL": rule}
-            assert command(HMMFS, "exec", PROGRAM, path, "linked", env=env) == "same\n", rule
-        m.daemon.kill()  # the mapping then ends in SIGBUS with or without us: not asked for; but a file elsewhere is fine
+            assert _exec(path, "linked", HMMFS_SIMCUDA_FAIL=rule) == "same\n", rule
+        m.daemon.kill()  # a mapping of its files then ends in SIGBUS, with us or without; one of another file does not
         with tempfile.NamedTemporaryFile() as f:
             f.write(data_of(CHUNK)), f.flush()
-            assert command(HMMFS, "exec", PROGRAM, f.name, "linked", env=os.environ | {"HMMFS_EXEC_MIN": "1"}) == "same\n"
+            assert _exec(f.name, "linked") == "same\n"
 
 
 def kernels_that_do_not_load_say_why():
-    if not _is_cuda():
-        return NOT_CUDA
     with mounted() as m:
         path, scratch = m.put("f", data_of(CHUNK)), os.path.dirname(m.source)
         for name, text, words in (("a.ptx", b"nonsense", "version"), ("b.cubin", b"\x7fELF nonsense", "cuModuleLoadDataEx"),
