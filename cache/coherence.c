@@ -57,6 +57,7 @@ static struct coherence_result start_invalidation(struct coherence *c)
 {
 	c->is_invalidating = true;
 	c->kernel_copies = false; /* what is answered from here on counts anew (R3) */
+	c->is_reread = false;
 	return go(DO_INVALIDATE);
 }
 
@@ -71,6 +72,7 @@ static struct coherence_result start_snapshot(struct coherence *c)
 static struct coherence_result answer_read(struct coherence *c)
 {
 	c->kernel_copies = true;
+	c->is_reread = c->exclusive == EXCLUSIVE_CLAIMED;
 	if (!is_resident(c))
 		return go(DO_BACKING);
 	c->device_reads++;
@@ -174,8 +176,15 @@ static struct coherence_result on_want_shared(struct coherence *c, const struct 
 	return go(DO_NOTHING);
 }
 
+/*
+ * Pages that READs got during the invalidation are removed again (R3). Those of a write() are not, or a CPU that never stops
+ * writing would keep the lease away for ever: its WRITE counts as one that came under the lease. Its pages are whole, what
+ * is in them is in the device copy, too, and they are removed when the lease ends.
+ */
 static struct coherence_result on_want_exclusive(struct coherence *c)
 {
+	bool is_claimed = c->exclusive == EXCLUSIVE_CLAIMED;
+
 	if (!is_resident(c))
 		return on_want_resident(c);
 	if (c->freeze != FREEZE_NONE || c->exclusive == EXCLUSIVE_HELD || c->exclusive == EXCLUSIVE_ENDING ||
@@ -184,13 +193,14 @@ static struct coherence_result on_want_exclusive(struct coherence *c)
 	if (!c->is_reserved)
 		return go(DO_RESERVE);
 	c->exclusive = EXCLUSIVE_CLAIMED;
-	return c->kernel_copies ? start_invalidation(c) : go(DO_NOTHING);
+	return (is_claimed ? c->is_reread : c->kernel_copies) ? start_invalidation(c) : go(DO_NOTHING);
 }
 
 static struct coherence_result on_unclaim(struct coherence *c)
 {
 	if (c->exclusive == EXCLUSIVE_CLAIMED)
 		c->exclusive = EXCLUSIVE_NONE;
+	c->is_reread = false;
 	return go_and_resume(DO_NOTHING);
 }
 
@@ -204,7 +214,7 @@ static struct coherence_result on_grant_shared(struct coherence *c)
 
 static struct coherence_result on_grant_exclusive(struct coherence *c)
 {
-	if (!is_resident(c) || c->exclusive != EXCLUSIVE_CLAIMED || c->kernel_copies || c->is_invalidating ||
+	if (!is_resident(c) || c->exclusive != EXCLUSIVE_CLAIMED || c->is_reread || c->is_invalidating ||
 	    c->shared > 0)
 		return illegal;
 	c->exclusive = EXCLUSIVE_HELD;
@@ -223,16 +233,16 @@ static struct coherence_result on_end_shared(struct coherence *c)
 
 static struct coherence_result on_end_exclusive(struct coherence *c)
 {
-	if (c->exclusive != EXCLUSIVE_HELD)
+	if (c->exclusive != EXCLUSIVE_HELD || c->is_invalidating)
 		return illegal;
 	c->is_redirtied = c->is_writeback;
-	if (!c->kernel_copies && !c->is_invalidating) {
+	if (!c->kernel_copies) {
 		c->exclusive = EXCLUSIVE_NONE;
 		return go_and_resume(DO_NOTHING);
 	}
 	/* A write() or an overdue READ left pages in the kernel that the device may have overwritten since. */
 	c->exclusive = EXCLUSIVE_ENDING;
-	return c->is_invalidating ? go(DO_WAIT) : start_invalidation(c);
+	return start_invalidation(c);
 }
 
 static struct coherence_result on_invalidated(struct coherence *c)
@@ -240,11 +250,9 @@ static struct coherence_result on_invalidated(struct coherence *c)
 	if (!c->is_invalidating)
 		return illegal;
 	c->is_invalidating = false;
-	if (c->exclusive != EXCLUSIVE_ENDING)
-		return go_and_resume(DO_NOTHING);
-	if (c->kernel_copies)
-		return start_invalidation(c);
-	c->exclusive = EXCLUSIVE_NONE;
+	/* Copies that came meanwhile may stay: the device stores no more, so what was answered or written is the truth. */
+	if (c->exclusive == EXCLUSIVE_ENDING)
+		c->exclusive = EXCLUSIVE_NONE;
 	return go_and_resume(DO_NOTHING);
 }
 
@@ -415,6 +423,8 @@ bool coherence_is_valid(const struct coherence *c)
 		return false; /* I5 */
 	if ((c->is_redirtied && !c->is_writeback) || (c->is_writeback && c->state != CHUNK_DIRTY))
 		return false; /* I6 */
+	if (c->is_reread && (c->exclusive != EXCLUSIVE_CLAIMED || !c->kernel_copies))
+		return false; /* I7 */
 	return true;
 }
 

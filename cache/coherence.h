@@ -24,6 +24,7 @@
  *                      HELD -> ENDING (kernel copies that came to be under the lease are being removed) -> NONE
  *     shared, pins     leases held; acquires and prefetches under way that want the chunk to stay
  *     kernel_copies    the kernel's page cache may hold pages of the chunk
+ *     is_reread        CLAIMED: a READ was answered since the invalidation began, so that there is to be another
  *     is_invalidating  the notifier is removing them; they count as gone, whatever is answered meanwhile counts anew
  *     is_writeback     a snapshot is on its way to the backing; is_redirtied: it will be old when it arrives
  *     is_leaving       to be dropped as soon as it is CLEAN and nothing uses it
@@ -39,6 +40,7 @@
  *     I4  FROZEN: not FILLING, no CPU request in flight on the chunk.
  *     I5  host_writes > 0: HOST.                              (a fill can't miss a WRITE)
  *     I6  is_redirtied only with is_writeback; is_writeback only with DIRTY.
+ *     I7  is_reread only with CLAIMED and kernel_copies.
  *
  * Where the rules live: R1 on_write, R2/R3 on_read and on_invalidated, R5 on_read, on_grant_exclusive and on_end_exclusive,
  * R6 on_written, on_write_failed and is_droppable. R4 is the engine's.
@@ -60,6 +62,7 @@ struct coherence {
 	uint8_t exclusive; /* enum chunk_exclusive */
 	uint8_t freeze;    /* enum chunk_freeze */
 	bool kernel_copies : 1;
+	bool is_reread : 1;
 	bool is_invalidating : 1;
 	bool is_writeback : 1;
 	bool is_redirtied : 1;
