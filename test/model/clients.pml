@@ -21,6 +21,15 @@ inline list_enter(x, exclusive)
 	is_behind[x] = stage[1 - x] != STAGE_NONE && stage[1 - x] != STAGE_OVER
 }
 
+/* A grant is to show the device all that was stored before the acquire began. */
+inline acquire_track(a)
+{
+	if
+	:: MAY_STOP && tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
+	:: true
+	fi
+}
+
 /* The engine runs what was resumed before what comes later: without that no READ would be sure to get on. */
 #ifdef NPROGRESS
 #define RESUMED_READS_ARE_SERVED !(held[0] && !parked[0]) && !(held[1] && !parked[1])
@@ -64,13 +73,8 @@ proctype client(byte a; byte ops)
 idle:
 	if
 	:: MAY_STOP -> goto stop
-	:: atomic { (ops & EXCLUSIVE) && !app_lock -> app_lock = 1; list_enter(X, 1) }
-	:: atomic { (ops & SHARED) ->
-		list_enter(X, 0);
-		if
-		:: tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
-		:: true
-		fi }
+	:: atomic { (ops & EXCLUSIVE) && !app_lock -> app_lock = 1; list_enter(X, 1); acquire_track(a) }
+	:: atomic { (ops & SHARED) -> list_enter(X, 0); acquire_track(a) }
 	:: atomic { (ops & PREFETCH) && ENGINE -> SEND(EVENT_PIN); TURN_END };
 		do
 		:: atomic { ENGINE && !parked[a] ->
@@ -123,12 +127,12 @@ claiming:
 		if
 		:: ANSWERED(DO_NOTHING) ->
 			if
-			:: is_exclusive[X] -> SEND(EVENT_GRANT_EXCLUSIVE); assert((device & 1 || app_busy[0]) && (device & 2 || app_busy[1]))
-			:: !is_exclusive[X] -> SEND(EVENT_GRANT_SHARED); is_prepared[X] = 0;
-				if
-				:: tracked == 1 + a -> assert((device & BITS(3)) >> 2 == 3); c_code { untrack(); }
-				:: else
-				fi
+			:: is_exclusive[X] -> SEND(EVENT_GRANT_EXCLUSIVE); assert(device & 2 || app_busy[1])
+			:: !is_exclusive[X] -> SEND(EVENT_GRANT_SHARED); is_prepared[X] = 0
+			fi;
+			if
+			:: tracked == 1 + a -> assert((device & BITS(3)) >> 2 == 3); c_code { untrack(); }
+			:: else
 			fi;
 			stage[X] = STAGE_GRANTED;
 			inv_round = 0;
@@ -170,6 +174,12 @@ progress_lease:
 	goto release;
 end_hang:
 	stage[X] == STAGE_OVER;
+	if
+	:: goto release
+	:: true
+	fi;
+end_for_ever:
+	false;
 release:
 	if
 	:: atomic { ENGINE && stage[X] == STAGE_GRANTED -> stage[X] = STAGE_TAKEN };

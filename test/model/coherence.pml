@@ -65,9 +65,6 @@
 #ifndef CLIENT1
 #define CLIENT1 0
 #endif
-#ifndef WRITE_KEEPS_LOCK
-#define WRITE_KEEPS_LOCK 0
-#endif
 #if MUTANT == 2 || MUTANT == 4
 #define ENGINE_CAN_BLOCK
 #endif
@@ -184,12 +181,10 @@ end:	do
 #endif
 			ENGINE && READS_HAVE_ARRIVED ->
 			SEND(EVENT_INVALIDATED);
-			if
-			:: ANSWERED(DO_INVALIDATE) ->
-				self = inv_for; c_code { invalidate_for(now.self); }; self = 0;
-				NEXT_ROUND
-			:: else -> waits_for_inv[inv_for] = 0; inv = 0; inv_for = 0; inv_pages = 0
-			fi;
+			waits_for_inv[inv_for] = 0;
+			inv = 0;
+			inv_for = 0;
+			inv_pages = 0;
 			TURN_END }
 	od
 }

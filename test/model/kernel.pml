@@ -1,9 +1,9 @@
 /*
  * kernel.pml - the kernel's page cache of a FUSE file, as it behaves (Linux 6.18, writeback cache off).
  *
- * A folio is locked from before its READ is sent until the answer. A store to a cached page sends nothing. write(2)
- * copies into the folio, marks it up to date, unlocks it and only then sends WRITE (fuse_fill_write_pages), all under the
- * inode's lock. A flush marks the folio as under writeback until its WRITE is answered; stores wait for that. Removing
+ * A folio is locked from before its READ is sent until the answer. A store to a cached page sends nothing. write(2), all
+ * under the inode's lock, copies into the folio; if it is up to date then, it unlocks it and only then sends WRITE
+ * (fuse_fill_write_pages); if not, because only a part was written, it is locked until the answer and not up to date after it. A flush marks the folio as under writeback until its WRITE is answered; stores wait for that. Removing
  * a page (an invalidation, a truncation) locks the folio, waits for writeback, flushes it if dirty and waits for that.
  * During SETATTR of a truncation the WRITEs of flushes are kept back (FUSE_NOWRITE); those of pages behind the
  * new end are forgotten.
@@ -71,18 +71,26 @@ inline store_page(a, p)
 	od
 }
 
-/* write(2) of a whole page. */
+/* write(2): of a whole page, or of a part of one that is not there. */
 inline write_page(a, p)
 {
 	atomic { !inode_lock -> inode_lock = 1; app_busy[p] = 1 };
 	atomic { page[p] != READING && !locked[p] && !writeback[p] ->
-		page[p] = UPTODATE;
-		self = p; c_code { store(&now.kernel, 1 << now.self); }; self = 0;
-		data[a] = kernel & BITS(1 << p);
 		writing[a] = 1 << p;
-		locked[p] = WRITE_KEEPS_LOCK };
+		if
+		:: page[p] == ABSENT -> page[p] = READING; is_part[a] = 1
+		:: true ->
+			page[p] = UPTODATE;
+			self = p; c_code { store(&now.kernel, 1 << now.self); }; self = 0;
+			data[a] = kernel & BITS(1 << p)
+		fi };
 	daemon_write(a, false);
-	atomic { app_busy[p] = 0; inode_lock = 0; if :: WRITE_KEEPS_LOCK -> locked[p] = 0 :: else fi; CHECK }
+	atomic {
+		if
+		:: is_part[a] -> is_part[a] = 0; page[p] = ABSENT
+		:: else
+		fi;
+		app_busy[p] = 0; inode_lock = 0; CHECK }
 }
 
 /* The WRITE of a dirty page, whose folio is under writeback now. */

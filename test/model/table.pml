@@ -27,6 +27,8 @@ byte data[N_ACTORS];                             /* of the WRITE or of the answe
 bit parked[N_ACTORS];
 byte step[N_ACTORS];    /* how far the actor's request is, see daemon.pml */
 byte writing[N_ACTORS]; /* pages of its WRITE */
+bit is_part[N_ACTORS];  /* of a page, not all of it */
+bit is_listed[N_ACTORS]; /* its WRITE is in the engine */
 byte reading[N_ACTORS]; /* pages of its READ */
 bit held[N_ACTORS], overdue[N_ACTORS], has_tried_migration[N_ACTORS];
 
@@ -59,6 +61,7 @@ c_code {
 			"", "an illegal event", "an invariant of the table", "the newest bytes are nowhere",
 			"CLEAN, but the backing differs", "a kernel copy that the table does not know", "a load would see old bytes",
 			"reserved, but the backing has no blocks",
+			"a part of a page was written where the rest is old",
 		};
 
 		if (now.broken)
@@ -117,7 +120,7 @@ c_code {
 \#elif MUTANT == 51
 		/* R5: the lease is granted over kernel copies. */
 		if (event == EVENT_WANT_EXCLUSIVE)
-			c->kernel_copies = false;
+			c->kernel_copies = c->is_reread = false;
 \#elif MUTANT == 52
 		/* R5: READs are not held by a lease. */
 		if (event == EVENT_READ && c->exclusive == EXCLUSIVE_HELD) {
@@ -141,7 +144,7 @@ c_code {
 \#if MUTANT == 31
 		/* R3: pages that a READ got during the invalidation are not invalidated again. */
 		if (event == EVENT_READ_OVERDUE && before.is_invalidating)
-			c->kernel_copies = before.kernel_copies;
+			c->is_reread = before.is_reread;
 \#elif MUTANT == 12
 		/* Nobody is resumed when a lease ends. */
 		if (event == EVENT_END_EXCLUSIVE || event == EVENT_INVALIDATED)
