@@ -150,8 +150,11 @@ claiming:
 	:: atomic { (ops & CANCEL) && ENGINE && !waits_for_inv[a] -> parked[a] = 0 }; goto failed
 	fi;
 
-#if NPROGRESS == 3
-progress_lease:
+#if NPROGRESS == 2
+	if
+	:: X == 0 -> progress_lease: skip
+	:: else
+	fi;
 #endif
 	do
 	:: atomic { MAY_STOP && is_exclusive[X] && stage[X] == STAGE_GRANTED -> /* else it might never release */

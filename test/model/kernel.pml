@@ -12,6 +12,25 @@
 #define READING 1
 #define UPTODATE 2
 
+/* The kernel hands both locks over in the order of their waiters. Only progress depends on it. */
+#ifdef NPROGRESS
+chan inode_queue = [4] of {byte};
+chan folio_queue[2] = [4] of {byte};
+#define INODE_QUEUE_UP(a) inode_queue!a;
+#define INODE_IS_NEXT(a) inode_queue?[eval(a)]
+#define INODE_QUEUE_LEAVE(a) inode_queue?eval(a);
+#define FOLIO_QUEUE_UP(a, p) folio_queue[p]!a;
+#define FOLIO_IS_NEXT(a, p) folio_queue[p]?[eval(a)]
+#define FOLIO_QUEUE_LEAVE(a, p) folio_queue[p]?eval(a);
+#else
+#define INODE_QUEUE_UP(a)
+#define INODE_IS_NEXT(a) true
+#define INODE_QUEUE_LEAVE(a)
+#define FOLIO_QUEUE_UP(a, p)
+#define FOLIO_IS_NEXT(a, p) true
+#define FOLIO_QUEUE_LEAVE(a, p)
+#endif
+
 bit inode_lock, nowrite;
 byte n_flushes;           /* their WRITEs are sent and not answered */
 bit is_cut[2];            /* behind the end of file: a WRITE of it is forgotten (fuse_send_writepage) */
@@ -74,8 +93,11 @@ inline store_page(a, p)
 /* write(2): of a whole page, or of a part of one that is not there. */
 inline write_page(a, p)
 {
-	atomic { !inode_lock -> inode_lock = 1; app_busy[p] = 1 };
-	atomic { page[p] != READING && !locked[p] && !writeback[p] ->
+	INODE_QUEUE_UP(a)
+	atomic { !inode_lock && INODE_IS_NEXT(a) -> INODE_QUEUE_LEAVE(a) inode_lock = 1; app_busy[p] = 1 };
+	FOLIO_QUEUE_UP(a, p)
+	atomic { page[p] != READING && !locked[p] && !writeback[p] && FOLIO_IS_NEXT(a, p) ->
+		FOLIO_QUEUE_LEAVE(a, p)
 		writing[a] = 1 << p;
 		if
 		:: page[p] == ABSENT -> page[p] = READING; is_part[a] = 1
@@ -122,10 +144,12 @@ inline flush_pages(a, p)
 
 inline fsync_file(a, p)
 {
-	atomic { !inode_lock ->
+	INODE_QUEUE_UP(a)
+	atomic { !inode_lock && INODE_IS_NEXT(a) ->
+		INODE_QUEUE_LEAVE(a)
 		inode_lock = 1;
 		if
-		:: tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
+		:: MAY_STOP && tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
 		:: true
 		fi };
 	flush_pages(a, p);
@@ -140,9 +164,13 @@ inline fsync_file(a, p)
 /* folio lock, unmap, launder, remove: truncate_pagecache (which does not launder) and invalidate_inode_pages2_range. */
 inline remove_page(a, p, launders)
 {
+	FOLIO_QUEUE_UP(a, p)
 	if
-	:: atomic { page[p] == ABSENT -> HAS_FOLIO(a, p) }
-	:: atomic { page[p] == UPTODATE && !locked[p] -> locked[p] = 1; HAS_FOLIO(a, p) };
+	:: atomic { page[p] == ABSENT && FOLIO_IS_NEXT(a, p) -> FOLIO_QUEUE_LEAVE(a, p) HAS_FOLIO(a, p) }
+	:: atomic { page[p] == UPTODATE && !locked[p] && FOLIO_IS_NEXT(a, p) ->
+		FOLIO_QUEUE_LEAVE(a, p)
+		locked[p] = 1;
+		HAS_FOLIO(a, p) };
 		atomic { !writeback[p] ->
 			if
 			:: launders && dirty[p] -> writeback[p] = 1
@@ -160,7 +188,8 @@ inline remove_page(a, p, launders)
 /* ftruncate that zeroes page p (shortens the file and extends it again). */
 inline truncate_page(a, p, q, has_failed)
 {
-	atomic { !inode_lock -> inode_lock = 1; app_busy[p] = 1; nowrite = 1 };
+	INODE_QUEUE_UP(a)
+	atomic { !inode_lock && INODE_IS_NEXT(a) -> INODE_QUEUE_LEAVE(a) inode_lock = 1; app_busy[p] = 1; nowrite = 1 };
 	n_flushes == 0;
 	daemon_truncate(a, p, has_failed);
 	atomic { nowrite = 0; is_cut[p] = !has_failed };
