@@ -100,12 +100,13 @@ static struct coherence_result on_read_overdue(struct coherence *c)
 
 /*
  * R1: a WRITE waits for no client, lease, invalidation or READ. It does wait for a fill in flight and for a frozen
- * chunk to thaw, which depend on disk and device alone. (Sending it to the backing and starting the fill again,
+ * chunk to thaw, and for the WRITEs before it that these wait for: all of it depends on disk and device alone. (Were it let in
+ * while they drain, one that overlaps the last could always be there, and neither would ever start.) (Sending it to the backing and starting the fill again,
  * the obvious other way, never ends under a CPU that never stops writing.)
  */
 static struct coherence_result on_write(struct coherence *c, bool is_writepage)
 {
-	if (c->state == CHUNK_FILLING || c->freeze == FREEZE_FROZEN)
+	if (c->state == CHUNK_FILLING || c->is_draining || c->freeze != FREEZE_NONE)
 		return go(DO_WAIT);
 	if (c->state == CHUNK_CLEAN && !c->is_reserved)
 		return go(DO_RESERVE);
@@ -137,6 +138,8 @@ static struct coherence_result on_host_written(struct coherence *c)
 	if (c->host_writes == 0)
 		return illegal;
 	c->host_writes--;
+	if (c->host_writes == 0)
+		c->is_draining = false;
 	return go_and_resume(DO_NOTHING);
 }
 
@@ -159,6 +162,7 @@ static struct coherence_result on_want_resident(struct coherence *c)
 {
 	if (is_resident(c))
 		return go(DO_NOTHING);
+	c->is_draining = c->host_writes > 0;
 	if (c->state == CHUNK_FILLING || c->freeze != FREEZE_NONE || c->host_writes > 0)
 		return go(DO_WAIT);
 	c->state = CHUNK_FILLING;
@@ -419,7 +423,7 @@ bool coherence_is_valid(const struct coherence *c)
 		return false; /* I3 */
 	if (c->freeze == FREEZE_FROZEN && (c->state == CHUNK_FILLING || c->host_writes > 0 || has_device_io(c)))
 		return false; /* I4 */
-	if (c->host_writes > 0 && c->state != CHUNK_HOST)
+	if ((c->host_writes > 0 && c->state != CHUNK_HOST) || (c->is_draining && c->host_writes == 0))
 		return false; /* I5 */
 	if ((c->is_redirtied && !c->is_writeback) || (c->is_writeback && c->state != CHUNK_DIRTY))
 		return false; /* I6 */

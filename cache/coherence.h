@@ -30,6 +30,7 @@
  *     is_leaving       to be dropped as soon as it is CLEAN and nothing uses it
  *     freeze           NONE -> WAITING -> FROZEN: a change of the backing behind the device (truncate, punch) is coming
  *     host_writes      WRITEs on their way to the backing; no fill starts before they are done
+ *     is_draining      a fill waits for them: others wait until they are done, or there might always be one
  *     device_reads/writes  copies between device and bounce buffers for CPU requests
  *
  * Invariants (coherence_is_valid)
@@ -38,7 +39,7 @@
  *     I2  shared > 0: CLEAN or DIRTY, exclusive is not HELD.
  *     I3  HOST or FILLING: no lease, no writeback, no device copies in flight, not leaving.
  *     I4  FROZEN: not FILLING, no CPU request in flight on the chunk.
- *     I5  host_writes > 0: HOST.                              (a fill can't miss a WRITE)
+ *     I5  host_writes > 0: HOST.                              (a fill can't miss a WRITE) is_draining only with it.
  *     I6  is_redirtied only with is_writeback; is_writeback only with DIRTY.
  *     I7  is_reread only with CLAIMED and kernel_copies.
  *
@@ -68,6 +69,7 @@ struct coherence {
 	bool is_redirtied : 1;
 	bool is_leaving : 1;
 	bool is_reserved : 1; /* the backing has blocks for every byte of the chunk below the end of file */
+	bool is_draining : 1;
 	bool has_error : 1;   /* the last writeback failed */
 	uint16_t shared;
 	uint16_t pins;

@@ -30,10 +30,12 @@ inline acquire_track(a)
 	fi
 }
 
-/* The engine runs what was resumed before what comes later: without that no READ would be sure to get on. */
+/* The engine runs what was resumed before what comes later: without that no READ would be sure to get on, and no fill. */
 #ifdef NPROGRESS
+#define LOAD_WAITS(x, is) loads[x] = is;
 #define RESUMED_READS_ARE_SERVED !(held[0] && !parked[0]) && !(held[1] && !parked[1])
 #else
+#define LOAD_WAITS(x, is)
 #define RESUMED_READS_ARE_SERVED true
 #endif
 
@@ -108,11 +110,12 @@ reserving:
 loading:
 	if
 	:: atomic { ENGINE && !parked[a] ->
+		LOAD_WAITS(X, 0)
 		SEND(EVENT_WANT_RESIDENT);
 		if
 		:: ANSWERED(DO_NOTHING) -> TURN_END
 		:: ANSWERED(DO_FILL) -> fill = 1; parked[a] = 1; TURN_END; goto loading
-		:: ANSWERED(DO_WAIT) -> parked[a] = 1; TURN_END; goto loading
+		:: ANSWERED(DO_WAIT) -> LOAD_WAITS(X, 1) parked[a] = 1; TURN_END; goto loading
 		fi }
 	:: atomic { (ops & CANCEL) && ENGINE && parked[a] -> parked[a] = 0 }; goto failed
 	fi;

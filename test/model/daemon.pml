@@ -166,7 +166,7 @@ inline daemon_read(a)
 inline daemon_write(a, is_flush)
 {
 	do
-	:: atomic { ENGINE && step[a] == STEP_NEW && !parked[a] ->
+	:: atomic { ENGINE && step[a] == STEP_NEW && !parked[a] && RESUMED_LOADS_ARE_SERVED ->
 		is_listed[a] = 1;
 		if
 		:: is_flush -> SEND(EVENT_WRITEPAGE)

@@ -12,7 +12,8 @@
 #define READING 1
 #define UPTODATE 2
 
-/* The kernel hands both locks over in the order of their waiters. Only progress depends on it. */
+/* The kernel hands both locks over in the order of their waiters; who has a folio read is one of them. Only progress
+ * depends on it. */
 #ifdef NPROGRESS
 chan inode_queue = [4] of {byte};
 chan folio_queue[2] = [4] of {byte};
@@ -21,7 +22,7 @@ chan folio_queue[2] = [4] of {byte};
 #define INODE_QUEUE_LEAVE(a) inode_queue?eval(a);
 #define FOLIO_QUEUE_UP(a, p) folio_queue[p]!a;
 #define FOLIO_IS_NEXT(a, p) folio_queue[p]?[eval(a)]
-#define FOLIO_QUEUE_LEAVE(a, p) folio_queue[p]?eval(a);
+#define FOLIO_QUEUE_LEAVE(a, p) folio_queue[p]??eval(a);
 #else
 #define INODE_QUEUE_UP(a)
 #define INODE_IS_NEXT(a) true
@@ -71,16 +72,19 @@ inline read_page(a, p)
  * reference to the folio. */
 inline load(a, p)
 {
+	FOLIO_QUEUE_UP(a, p)
 	do
-	:: atomic { page[p] == UPTODATE -> CHECK; break }
-	:: read_page(a, p); break
+	:: atomic { page[p] == UPTODATE -> FOLIO_QUEUE_LEAVE(a, p) CHECK; break }
+	:: read_page(a, p); FOLIO_QUEUE_LEAVE(a, p) break
 	od
 }
 
 inline store_page(a, p)
 {
+	FOLIO_QUEUE_UP(a, p)
 	do
-	:: atomic { page[p] == UPTODATE && !locked[p] && !writeback[p] && !app_busy[p] ->
+	:: atomic { page[p] == UPTODATE && !locked[p] && !writeback[p] && !app_busy[p] && FOLIO_IS_NEXT(a, p) ->
+		FOLIO_QUEUE_LEAVE(a, p)
 		assert(kernel & (1 << p)); /* or bytes beside the stored ones were lost */
 		self = p; c_code { store(&now.kernel, 1 << now.self); }; self = 0;
 		dirty[p] = 1;
@@ -166,7 +170,7 @@ inline remove_page(a, p, launders)
 {
 	FOLIO_QUEUE_UP(a, p)
 	if
-	:: atomic { page[p] == ABSENT && FOLIO_IS_NEXT(a, p) -> FOLIO_QUEUE_LEAVE(a, p) HAS_FOLIO(a, p) }
+	:: atomic { page[p] == ABSENT -> FOLIO_QUEUE_LEAVE(a, p) HAS_FOLIO(a, p) }
 	:: atomic { page[p] == UPTODATE && !locked[p] && FOLIO_IS_NEXT(a, p) ->
 		FOLIO_QUEUE_LEAVE(a, p)
 		locked[p] = 1;

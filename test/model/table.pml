@@ -32,6 +32,13 @@ bit is_listed[N_ACTORS]; /* its WRITE is in the engine */
 byte reading[N_ACTORS]; /* pages of its READ */
 bit held[N_ACTORS], overdue[N_ACTORS], has_tried_migration[N_ACTORS];
 
+#ifdef NPROGRESS
+bit loads[2];           /* a client that was parked because WRITEs were on their way to the backing */
+#define RESUMED_LOADS_ARE_SERVED (!(loads[0] && !parked[2]) && !(loads[1] && !parked[3]))
+#else
+#define RESUMED_LOADS_ARE_SERVED true
+#endif
+
 byte page[2]; /* of the kernel, see kernel.pml */
 bit dirty[2], writeback[2], locked[2];
 bit app_busy[2];        /* a write(2) or truncation of the page is under way: what a load sees is the application's race */
@@ -97,6 +104,7 @@ c_code {
 		if (event == EVENT_WANT_RESIDENT && c->state == CHUNK_HOST && c->host_writes > 0 && c->freeze == FREEZE_NONE) {
 			c->state = CHUNK_FILLING;
 			c->host_writes = 0;
+			c->is_draining = false;
 			return (struct coherence_result){DO_FILL, false};
 		}
 		if (event == EVENT_HOST_WRITTEN && c->host_writes == 0)
