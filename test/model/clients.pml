@@ -33,9 +33,13 @@ inline acquire_track(a)
 /* The engine runs what was resumed before what comes later: without that no READ would be sure to get on, and no fill. */
 #ifdef NPROGRESS
 #define LOAD_WAITS(x, is) loads[x] = is;
+/* Between two calls, of two acquires, a load under way has the time to send its READ. */
+#define IS_SENT(a) !(wants[a] && page[wants[a] - 1] == ABSENT)
+#define LOADS_ARE_SENT (IS_SENT(0) && IS_SENT(1))
 #define RESUMED_READS_ARE_SERVED !(held[0] && !parked[0]) && !(held[1] && !parked[1])
 #else
 #define LOAD_WAITS(x, is)
+#define LOADS_ARE_SENT true
 #define RESUMED_READS_ARE_SERVED true
 #endif
 
@@ -92,7 +96,7 @@ idle:
 
 	/* QUEUED, ADMISSION */
 	if
-	:: atomic { ENGINE && RESUMED_READS_ARE_SERVED && !(is_behind[X] && (is_exclusive[0] || is_exclusive[1])) -> SEND(EVENT_PIN); TURN_END }
+	:: atomic { ENGINE && RESUMED_READS_ARE_SERVED && LOADS_ARE_SENT && !(is_behind[X] && (is_exclusive[0] || is_exclusive[1])) -> SEND(EVENT_PIN); TURN_END }
 	:: atomic { (ops & CANCEL) && ENGINE -> list_leave(X, STAGE_NONE) }; goto over
 	fi;
 	if

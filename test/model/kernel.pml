@@ -17,6 +17,8 @@
 #ifdef NPROGRESS
 chan inode_queue = [4] of {byte};
 chan folio_queue[2] = [4] of {byte};
+byte wants[N_ACTORS]; /* 1 + a page that it loads and has not sent a READ for */
+#define WANTS(a, what) wants[a] = what;
 #define INODE_QUEUE_UP(a) inode_queue!a;
 #define INODE_IS_NEXT(a) inode_queue?[eval(a)]
 #define INODE_QUEUE_LEAVE(a) inode_queue?eval(a);
@@ -24,6 +26,7 @@ chan folio_queue[2] = [4] of {byte};
 #define FOLIO_IS_NEXT(a, p) folio_queue[p]?[eval(a)]
 #define FOLIO_QUEUE_LEAVE(a, p) folio_queue[p]??eval(a);
 #else
+#define WANTS(a, what)
 #define INODE_QUEUE_UP(a)
 #define INODE_IS_NEXT(a) true
 #define INODE_QUEUE_LEAVE(a)
@@ -58,6 +61,7 @@ c_code {
 inline read_page(a, p)
 {
 	atomic { page[p] == ABSENT && MISSES_THE_CALL(p) ->
+		WANTS(a, 0)
 		page[p] = READING;
 		reading[a] = 1 << p;
 		if
@@ -73,8 +77,9 @@ inline read_page(a, p)
 inline load(a, p)
 {
 	FOLIO_QUEUE_UP(a, p)
+	WANTS(a, 1 + p)
 	do
-	:: atomic { page[p] == UPTODATE -> FOLIO_QUEUE_LEAVE(a, p) CHECK; break }
+	:: atomic { page[p] == UPTODATE -> FOLIO_QUEUE_LEAVE(a, p) WANTS(a, 0) CHECK; break }
 	:: read_page(a, p); FOLIO_QUEUE_LEAVE(a, p) break
 	od
 }

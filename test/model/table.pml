@@ -153,6 +153,10 @@ c_code {
 		/* R3: pages that a READ got during the invalidation are not invalidated again. */
 		if (event == EVENT_READ_OVERDUE && before.is_invalidating)
 			c->is_reread = before.is_reread;
+\#elif MUTANT == 32
+		/* A WRITE during the invalidation has it made again. */
+		if (event == EVENT_WRITE && result.action == DO_DEVICE && c->exclusive == EXCLUSIVE_CLAIMED)
+			c->is_reread = true;
 \#elif MUTANT == 12
 		/* Nobody is resumed when a lease ends. */
 		if (event == EVENT_END_EXCLUSIVE || event == EVENT_INVALIDATED)
