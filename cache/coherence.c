@@ -57,6 +57,7 @@ static struct coherence_result start_invalidation(struct coherence *c)
 {
 	c->is_invalidating = true;
 	c->kernel_copies = false; /* what is answered from here on counts anew (R3) */
+	c->is_reread = false;
 	return go(DO_INVALIDATE);
 }
 
@@ -71,6 +72,7 @@ static struct coherence_result start_snapshot(struct coherence *c)
 static struct coherence_result answer_read(struct coherence *c)
 {
 	c->kernel_copies = true;
+	c->is_reread = c->exclusive == EXCLUSIVE_CLAIMED;
 	if (!is_resident(c))
 		return go(DO_BACKING);
 	c->device_reads++;
@@ -98,12 +100,13 @@ static struct coherence_result on_read_overdue(struct coherence *c)
 
 /*
  * R1: a WRITE waits for no client, lease, invalidation or READ. It does wait for a fill in flight and for a frozen
- * chunk to thaw, which depend on disk and device alone. (Sending it to the backing and starting the fill again,
+ * chunk to thaw, and for the WRITEs before it that these wait for: all of it depends on disk and device alone. (Were it let in
+ * while they drain, one that overlaps the last could always be there, and neither would ever start.) (Sending it to the backing and starting the fill again,
  * the obvious other way, never ends under a CPU that never stops writing.)
  */
 static struct coherence_result on_write(struct coherence *c, bool is_writepage)
 {
-	if (c->state == CHUNK_FILLING || c->freeze == FREEZE_FROZEN)
+	if (c->state == CHUNK_FILLING || c->is_draining || c->freeze != FREEZE_NONE)
 		return go(DO_WAIT);
 	if (c->state == CHUNK_CLEAN && !c->is_reserved)
 		return go(DO_RESERVE);
@@ -135,6 +138,8 @@ static struct coherence_result on_host_written(struct coherence *c)
 	if (c->host_writes == 0)
 		return illegal;
 	c->host_writes--;
+	if (c->host_writes == 0)
+		c->is_draining = false;
 	return go_and_resume(DO_NOTHING);
 }
 
@@ -157,6 +162,7 @@ static struct coherence_result on_want_resident(struct coherence *c)
 {
 	if (is_resident(c))
 		return go(DO_NOTHING);
+	c->is_draining = c->host_writes > 0;
 	if (c->state == CHUNK_FILLING || c->freeze != FREEZE_NONE || c->host_writes > 0)
 		return go(DO_WAIT);
 	c->state = CHUNK_FILLING;
@@ -174,8 +180,15 @@ static struct coherence_result on_want_shared(struct coherence *c, const struct 
 	return go(DO_NOTHING);
 }
 
+/*
+ * Pages that READs got during the invalidation are removed again (R3). Those of a write() are not, or a CPU that never stops
+ * writing would keep the lease away for ever: its WRITE counts as one that came under the lease. Its pages are whole, what
+ * is in them is in the device copy, too, and they are removed when the lease ends.
+ */
 static struct coherence_result on_want_exclusive(struct coherence *c)
 {
+	bool is_claimed = c->exclusive == EXCLUSIVE_CLAIMED;
+
 	if (!is_resident(c))
 		return on_want_resident(c);
 	if (c->freeze != FREEZE_NONE || c->exclusive == EXCLUSIVE_HELD || c->exclusive == EXCLUSIVE_ENDING ||
@@ -184,13 +197,14 @@ static struct coherence_result on_want_exclusive(struct coherence *c)
 	if (!c->is_reserved)
 		return go(DO_RESERVE);
 	c->exclusive = EXCLUSIVE_CLAIMED;
-	return c->kernel_copies ? start_invalidation(c) : go(DO_NOTHING);
+	return (is_claimed ? c->is_reread : c->kernel_copies) ? start_invalidation(c) : go(DO_NOTHING);
 }
 
 static struct coherence_result on_unclaim(struct coherence *c)
 {
 	if (c->exclusive == EXCLUSIVE_CLAIMED)
 		c->exclusive = EXCLUSIVE_NONE;
+	c->is_reread = false;
 	return go_and_resume(DO_NOTHING);
 }
 
@@ -204,7 +218,7 @@ static struct coherence_result on_grant_shared(struct coherence *c)
 
 static struct coherence_result on_grant_exclusive(struct coherence *c)
 {
-	if (!is_resident(c) || c->exclusive != EXCLUSIVE_CLAIMED || c->kernel_copies || c->is_invalidating ||
+	if (!is_resident(c) || c->exclusive != EXCLUSIVE_CLAIMED || c->is_reread || c->is_invalidating ||
 	    c->shared > 0)
 		return illegal;
 	c->exclusive = EXCLUSIVE_HELD;
@@ -223,16 +237,16 @@ static struct coherence_result on_end_shared(struct coherence *c)
 
 static struct coherence_result on_end_exclusive(struct coherence *c)
 {
-	if (c->exclusive != EXCLUSIVE_HELD)
+	if (c->exclusive != EXCLUSIVE_HELD || c->is_invalidating)
 		return illegal;
 	c->is_redirtied = c->is_writeback;
-	if (!c->kernel_copies && !c->is_invalidating) {
+	if (!c->kernel_copies) {
 		c->exclusive = EXCLUSIVE_NONE;
 		return go_and_resume(DO_NOTHING);
 	}
 	/* A write() or an overdue READ left pages in the kernel that the device may have overwritten since. */
 	c->exclusive = EXCLUSIVE_ENDING;
-	return c->is_invalidating ? go(DO_WAIT) : start_invalidation(c);
+	return start_invalidation(c);
 }
 
 static struct coherence_result on_invalidated(struct coherence *c)
@@ -240,11 +254,9 @@ static struct coherence_result on_invalidated(struct coherence *c)
 	if (!c->is_invalidating)
 		return illegal;
 	c->is_invalidating = false;
-	if (c->exclusive != EXCLUSIVE_ENDING)
-		return go_and_resume(DO_NOTHING);
-	if (c->kernel_copies)
-		return start_invalidation(c);
-	c->exclusive = EXCLUSIVE_NONE;
+	/* Copies that came meanwhile may stay: the device stores no more, so what was answered or written is the truth. */
+	if (c->exclusive == EXCLUSIVE_ENDING)
+		c->exclusive = EXCLUSIVE_NONE;
 	return go_and_resume(DO_NOTHING);
 }
 
@@ -411,10 +423,12 @@ bool coherence_is_valid(const struct coherence *c)
 		return false; /* I3 */
 	if (c->freeze == FREEZE_FROZEN && (c->state == CHUNK_FILLING || c->host_writes > 0 || has_device_io(c)))
 		return false; /* I4 */
-	if (c->host_writes > 0 && c->state != CHUNK_HOST)
+	if ((c->host_writes > 0 && c->state != CHUNK_HOST) || (c->is_draining && c->host_writes == 0))
 		return false; /* I5 */
 	if ((c->is_redirtied && !c->is_writeback) || (c->is_writeback && c->state != CHUNK_DIRTY))
 		return false; /* I6 */
+	if (c->is_reread && (c->exclusive != EXCLUSIVE_CLAIMED || !c->kernel_copies))
+		return false; /* I7 */
 	return true;
 }
 

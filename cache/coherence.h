@@ -24,11 +24,13 @@
  *                      HELD -> ENDING (kernel copies that came to be under the lease are being removed) -> NONE
  *     shared, pins     leases held; acquires and prefetches under way that want the chunk to stay
  *     kernel_copies    the kernel's page cache may hold pages of the chunk
+ *     is_reread        CLAIMED: a READ was answered since the invalidation began, so that there is to be another
  *     is_invalidating  the notifier is removing them; they count as gone, whatever is answered meanwhile counts anew
  *     is_writeback     a snapshot is on its way to the backing; is_redirtied: it will be old when it arrives
  *     is_leaving       to be dropped as soon as it is CLEAN and nothing uses it
  *     freeze           NONE -> WAITING -> FROZEN: a change of the backing behind the device (truncate, punch) is coming
  *     host_writes      WRITEs on their way to the backing; no fill starts before they are done
+ *     is_draining      a fill waits for them: others wait until they are done, or there might always be one
  *     device_reads/writes  copies between device and bounce buffers for CPU requests
  *
  * Invariants (coherence_is_valid)
@@ -37,8 +39,9 @@
  *     I2  shared > 0: CLEAN or DIRTY, exclusive is not HELD.
  *     I3  HOST or FILLING: no lease, no writeback, no device copies in flight, not leaving.
  *     I4  FROZEN: not FILLING, no CPU request in flight on the chunk.
- *     I5  host_writes > 0: HOST.                              (a fill can't miss a WRITE)
+ *     I5  host_writes > 0: HOST.                              (a fill can't miss a WRITE) is_draining only with it.
  *     I6  is_redirtied only with is_writeback; is_writeback only with DIRTY.
+ *     I7  is_reread only with CLAIMED and kernel_copies.
  *
  * Where the rules live: R1 on_write, R2/R3 on_read and on_invalidated, R5 on_read, on_grant_exclusive and on_end_exclusive,
  * R6 on_written, on_write_failed and is_droppable. R4 is the engine's.
@@ -60,11 +63,13 @@ struct coherence {
 	uint8_t exclusive; /* enum chunk_exclusive */
 	uint8_t freeze;    /* enum chunk_freeze */
 	bool kernel_copies : 1;
+	bool is_reread : 1;
 	bool is_invalidating : 1;
 	bool is_writeback : 1;
 	bool is_redirtied : 1;
 	bool is_leaving : 1;
 	bool is_reserved : 1; /* the backing has blocks for every byte of the chunk below the end of file */
+	bool is_draining : 1;
 	bool has_error : 1;   /* the last writeback failed */
 	uint16_t shared;
 	uint16_t pins;

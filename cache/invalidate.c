@@ -64,25 +64,15 @@ static void invalidation_done(struct cache *cache, struct task *task)
 {
 	struct invalidation *invalidation = CONTAINER_OF(task, struct invalidation, job.done);
 	struct cache_file *file = invalidation->file;
-	struct invalidation_list again = {0};
-	struct task *then = invalidation->then;
-	unsigned round = invalidation->round + 1;
 
 	cache->stats.invalidations++;
 	DL_DELETE(file->invalidations, invalidation);
-	for (size_t i = 0; i < invalidation->list.n; i++) {
-		struct chunk *chunk = invalidation->list.chunks[i];
-
-		if (chunk_send(chunk, EVENT_INVALIDATED) == DO_INVALIDATE && invalidation_add(&again, chunk) < 0)
-			abort(); /* as many as before: the memory was there a moment ago */
-	}
+	for (size_t i = 0; i < invalidation->list.n; i++)
+		chunk_send(invalidation->list.chunks[i], EVENT_INVALIDATED);
+	engine_ready(cache, invalidation->then);
 	free(invalidation->list.chunks);
 	free(invalidation->ranges);
 	free(invalidation);
-	if (again.n > 0)
-		invalidation_start(file, &again, round, then);
-	else
-		engine_ready(cache, then);
 }
 
 static void add_range(void *user, off_t off, off_t end)

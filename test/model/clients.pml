@@ -21,10 +21,25 @@ inline list_enter(x, exclusive)
 	is_behind[x] = stage[1 - x] != STAGE_NONE && stage[1 - x] != STAGE_OVER
 }
 
-/* The engine runs what was resumed before what comes later: without that no READ would be sure to get on. */
+/* A grant is to show the device all that was stored before the acquire began. */
+inline acquire_track(a)
+{
+	if
+	:: MAY_STOP && tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
+	:: true
+	fi
+}
+
+/* The engine runs what was resumed before what comes later: without that no READ would be sure to get on, and no fill. */
 #ifdef NPROGRESS
+#define LOAD_WAITS(x, is) loads[x] = is;
+/* Between two calls, of two acquires, a load under way has the time to send its READ. */
+#define IS_SENT(a) !(wants[a] && page[wants[a] - 1] == ABSENT)
+#define LOADS_ARE_SENT (IS_SENT(0) && IS_SENT(1))
 #define RESUMED_READS_ARE_SERVED !(held[0] && !parked[0]) && !(held[1] && !parked[1])
 #else
+#define LOAD_WAITS(x, is)
+#define LOADS_ARE_SENT true
 #define RESUMED_READS_ARE_SERVED true
 #endif
 
@@ -64,13 +79,8 @@ proctype client(byte a; byte ops)
 idle:
 	if
 	:: MAY_STOP -> goto stop
-	:: atomic { (ops & EXCLUSIVE) && !app_lock -> app_lock = 1; list_enter(X, 1) }
-	:: atomic { (ops & SHARED) ->
-		list_enter(X, 0);
-		if
-		:: tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
-		:: true
-		fi }
+	:: atomic { (ops & EXCLUSIVE) && !app_lock -> app_lock = 1; list_enter(X, 1); acquire_track(a) }
+	:: atomic { (ops & SHARED) -> list_enter(X, 0); acquire_track(a) }
 	:: atomic { (ops & PREFETCH) && ENGINE -> SEND(EVENT_PIN); TURN_END };
 		do
 		:: atomic { ENGINE && !parked[a] ->
@@ -86,7 +96,7 @@ idle:
 
 	/* QUEUED, ADMISSION */
 	if
-	:: atomic { ENGINE && RESUMED_READS_ARE_SERVED && !(is_behind[X] && (is_exclusive[0] || is_exclusive[1])) -> SEND(EVENT_PIN); TURN_END }
+	:: atomic { ENGINE && RESUMED_READS_ARE_SERVED && LOADS_ARE_SENT && !(is_behind[X] && (is_exclusive[0] || is_exclusive[1])) -> SEND(EVENT_PIN); TURN_END }
 	:: atomic { (ops & CANCEL) && ENGINE -> list_leave(X, STAGE_NONE) }; goto over
 	fi;
 	if
@@ -104,11 +114,12 @@ reserving:
 loading:
 	if
 	:: atomic { ENGINE && !parked[a] ->
+		LOAD_WAITS(X, 0)
 		SEND(EVENT_WANT_RESIDENT);
 		if
 		:: ANSWERED(DO_NOTHING) -> TURN_END
 		:: ANSWERED(DO_FILL) -> fill = 1; parked[a] = 1; TURN_END; goto loading
-		:: ANSWERED(DO_WAIT) -> parked[a] = 1; TURN_END; goto loading
+		:: ANSWERED(DO_WAIT) -> LOAD_WAITS(X, 1) parked[a] = 1; TURN_END; goto loading
 		fi }
 	:: atomic { (ops & CANCEL) && ENGINE && parked[a] -> parked[a] = 0 }; goto failed
 	fi;
@@ -123,12 +134,12 @@ claiming:
 		if
 		:: ANSWERED(DO_NOTHING) ->
 			if
-			:: is_exclusive[X] -> SEND(EVENT_GRANT_EXCLUSIVE); assert((device & 1 || app_busy[0]) && (device & 2 || app_busy[1]))
-			:: !is_exclusive[X] -> SEND(EVENT_GRANT_SHARED); is_prepared[X] = 0;
-				if
-				:: tracked == 1 + a -> assert((device & BITS(3)) >> 2 == 3); c_code { untrack(); }
-				:: else
-				fi
+			:: is_exclusive[X] -> SEND(EVENT_GRANT_EXCLUSIVE); assert(device & 2 || app_busy[1])
+			:: !is_exclusive[X] -> SEND(EVENT_GRANT_SHARED); is_prepared[X] = 0
+			fi;
+			if
+			:: tracked == 1 + a -> assert((device & BITS(3)) >> 2 == 3); c_code { untrack(); }
+			:: else
 			fi;
 			stage[X] = STAGE_GRANTED;
 			inv_round = 0;
@@ -146,8 +157,11 @@ claiming:
 	:: atomic { (ops & CANCEL) && ENGINE && !waits_for_inv[a] -> parked[a] = 0 }; goto failed
 	fi;
 
-#if NPROGRESS == 3
-progress_lease:
+#if NPROGRESS == 2
+	if
+	:: X == 0 -> progress_lease: skip
+	:: else
+	fi;
 #endif
 	do
 	:: atomic { MAY_STOP && is_exclusive[X] && stage[X] == STAGE_GRANTED -> /* else it might never release */
@@ -170,6 +184,12 @@ progress_lease:
 	goto release;
 end_hang:
 	stage[X] == STAGE_OVER;
+	if
+	:: goto release
+	:: true
+	fi;
+end_for_ever:
+	false;
 release:
 	if
 	:: atomic { ENGINE && stage[X] == STAGE_GRANTED -> stage[X] = STAGE_TAKEN };

@@ -65,9 +65,6 @@
 #ifndef CLIENT1
 #define CLIENT1 0
 #endif
-#ifndef WRITE_KEEPS_LOCK
-#define WRITE_KEEPS_LOCK 0
-#endif
 #if MUTANT == 2 || MUTANT == 4
 #define ENGINE_CAN_BLOCK
 #endif
@@ -115,6 +112,13 @@
 #include "clients.pml"
 
 
+/* Progress is asked for of CPU 0 (NPROGRESS=1), or of client 0 (2). */
+#if NPROGRESS == 1
+#define GETS_ON(label) if :: a == 0 -> label: skip :: else fi;
+#else
+#define GETS_ON(label)
+#endif
+
 proctype cpu(byte a; byte ops)
 {
 	byte p, q;
@@ -128,23 +132,25 @@ proctype cpu(byte a; byte ops)
 		:: p = 1
 		fi;
 		load(a, p);
-#if NPROGRESS == 1
-progress_load:
-#endif
+		GETS_ON(progress_load)
 		p = 0
-	:: (ops & STORE0) && has_writable[a] -> store_page(a, p)
+	:: (ops & STORE0) && has_writable[a] ->
+		store_page(a, p);
+		GETS_ON(progress_store)
+		skip
 	:: atomic { (ops & STORE1) && has_writable[a] && !app_lock -> app_lock = 1; p = 1 };
 		store_page(a, p);
 		atomic { p = 0; app_lock = 0 }
 	:: (ops & WRITE0) && has_writable[a] -> write_page(a, p);
-#if NPROGRESS == 2
-progress_write:
-#endif
+		GETS_ON(progress_write)
 		skip
 	:: atomic { (ops & WRITE1) && has_writable[a] && !app_lock -> app_lock = 1; p = 1 };
 		write_page(a, p);
 		atomic { p = 0; app_lock = 0 }
-	:: (ops & FSYNC) && has_writable[a] -> fsync_file(a, p)
+	:: (ops & FSYNC) && has_writable[a] ->
+		fsync_file(a, p);
+		GETS_ON(progress_fsync)
+		skip
 	:: (ops & TRUNCATE) && has_writable[a] -> truncate_page(a, p, q, has_failed)
 	:: (ops & CLOSE) && has_writable[a] -> flush_pages(a, p); has_writable[a] = 0
 	:: (ops & CLOSE) && !has_writable[a] -> has_writable[a] = 1
@@ -184,12 +190,10 @@ end:	do
 #endif
 			ENGINE && READS_HAVE_ARRIVED ->
 			SEND(EVENT_INVALIDATED);
-			if
-			:: ANSWERED(DO_INVALIDATE) ->
-				self = inv_for; c_code { invalidate_for(now.self); }; self = 0;
-				NEXT_ROUND
-			:: else -> waits_for_inv[inv_for] = 0; inv = 0; inv_for = 0; inv_pages = 0
-			fi;
+			waits_for_inv[inv_for] = 0;
+			inv = 0;
+			inv_for = 0;
+			inv_pages = 0;
 			TURN_END }
 	od
 }

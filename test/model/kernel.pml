@@ -1,9 +1,9 @@
 /*
  * kernel.pml - the kernel's page cache of a FUSE file, as it behaves (Linux 6.18, writeback cache off).
  *
- * A folio is locked from before its READ is sent until the answer. A store to a cached page sends nothing. write(2)
- * copies into the folio, marks it up to date, unlocks it and only then sends WRITE (fuse_fill_write_pages), all under the
- * inode's lock. A flush marks the folio as under writeback until its WRITE is answered; stores wait for that. Removing
+ * A folio is locked from before its READ is sent until the answer. A store to a cached page sends nothing. write(2), all
+ * under the inode's lock, copies into the folio; if it is up to date then, it unlocks it and only then sends WRITE
+ * (fuse_fill_write_pages); if not, because only a part was written, it is locked until the answer and not up to date after it. A flush marks the folio as under writeback until its WRITE is answered; stores wait for that. Removing
  * a page (an invalidation, a truncation) locks the folio, waits for writeback, flushes it if dirty and waits for that.
  * During SETATTR of a truncation the WRITEs of flushes are kept back (FUSE_NOWRITE); those of pages behind the
  * new end are forgotten.
@@ -11,6 +11,29 @@
 #define ABSENT 0
 #define READING 1
 #define UPTODATE 2
+
+/* The kernel hands both locks over in the order of their waiters; who has a folio read is one of them. Only progress
+ * depends on it. */
+#ifdef NPROGRESS
+chan inode_queue = [4] of {byte};
+chan folio_queue[2] = [4] of {byte};
+byte wants[N_ACTORS]; /* 1 + a page that it loads and has not sent a READ for */
+#define WANTS(a, what) wants[a] = what;
+#define INODE_QUEUE_UP(a) inode_queue!a;
+#define INODE_IS_NEXT(a) inode_queue?[eval(a)]
+#define INODE_QUEUE_LEAVE(a) inode_queue?eval(a);
+#define FOLIO_QUEUE_UP(a, p) folio_queue[p]!a;
+#define FOLIO_IS_NEXT(a, p) folio_queue[p]?[eval(a)]
+#define FOLIO_QUEUE_LEAVE(a, p) folio_queue[p]??eval(a);
+#else
+#define WANTS(a, what)
+#define INODE_QUEUE_UP(a)
+#define INODE_IS_NEXT(a) true
+#define INODE_QUEUE_LEAVE(a)
+#define FOLIO_QUEUE_UP(a, p)
+#define FOLIO_IS_NEXT(a, p) true
+#define FOLIO_QUEUE_LEAVE(a, p)
+#endif
 
 bit inode_lock, nowrite;
 byte n_flushes;           /* their WRITEs are sent and not answered */
@@ -38,6 +61,7 @@ c_code {
 inline read_page(a, p)
 {
 	atomic { page[p] == ABSENT && MISSES_THE_CALL(p) ->
+		WANTS(a, 0)
 		page[p] = READING;
 		reading[a] = 1 << p;
 		if
@@ -52,16 +76,20 @@ inline read_page(a, p)
  * reference to the folio. */
 inline load(a, p)
 {
+	FOLIO_QUEUE_UP(a, p)
+	WANTS(a, 1 + p)
 	do
-	:: atomic { page[p] == UPTODATE -> CHECK; break }
-	:: read_page(a, p); break
+	:: atomic { page[p] == UPTODATE -> FOLIO_QUEUE_LEAVE(a, p) WANTS(a, 0) CHECK; break }
+	:: read_page(a, p); FOLIO_QUEUE_LEAVE(a, p) break
 	od
 }
 
 inline store_page(a, p)
 {
+	FOLIO_QUEUE_UP(a, p)
 	do
-	:: atomic { page[p] == UPTODATE && !locked[p] && !writeback[p] && !app_busy[p] ->
+	:: atomic { page[p] == UPTODATE && !locked[p] && !writeback[p] && !app_busy[p] && FOLIO_IS_NEXT(a, p) ->
+		FOLIO_QUEUE_LEAVE(a, p)
 		assert(kernel & (1 << p)); /* or bytes beside the stored ones were lost */
 		self = p; c_code { store(&now.kernel, 1 << now.self); }; self = 0;
 		dirty[p] = 1;
@@ -71,18 +99,29 @@ inline store_page(a, p)
 	od
 }
 
-/* write(2) of a whole page. */
+/* write(2): of a whole page, or of a part of one that is not there. */
 inline write_page(a, p)
 {
-	atomic { !inode_lock -> inode_lock = 1; app_busy[p] = 1 };
-	atomic { page[p] != READING && !locked[p] && !writeback[p] ->
-		page[p] = UPTODATE;
-		self = p; c_code { store(&now.kernel, 1 << now.self); }; self = 0;
-		data[a] = kernel & BITS(1 << p);
+	INODE_QUEUE_UP(a)
+	atomic { !inode_lock && INODE_IS_NEXT(a) -> INODE_QUEUE_LEAVE(a) inode_lock = 1; app_busy[p] = 1 };
+	FOLIO_QUEUE_UP(a, p)
+	atomic { page[p] != READING && !locked[p] && !writeback[p] && FOLIO_IS_NEXT(a, p) ->
+		FOLIO_QUEUE_LEAVE(a, p)
 		writing[a] = 1 << p;
-		locked[p] = WRITE_KEEPS_LOCK };
+		if
+		:: page[p] == ABSENT -> page[p] = READING; is_part[a] = 1
+		:: true ->
+			page[p] = UPTODATE;
+			self = p; c_code { store(&now.kernel, 1 << now.self); }; self = 0;
+			data[a] = kernel & BITS(1 << p)
+		fi };
 	daemon_write(a, false);
-	atomic { app_busy[p] = 0; inode_lock = 0; if :: WRITE_KEEPS_LOCK -> locked[p] = 0 :: else fi; CHECK }
+	atomic {
+		if
+		:: is_part[a] -> is_part[a] = 0; page[p] = ABSENT
+		:: else
+		fi;
+		app_busy[p] = 0; inode_lock = 0; CHECK }
 }
 
 /* The WRITE of a dirty page, whose folio is under writeback now. */
@@ -114,10 +153,12 @@ inline flush_pages(a, p)
 
 inline fsync_file(a, p)
 {
-	atomic { !inode_lock ->
+	INODE_QUEUE_UP(a)
+	atomic { !inode_lock && INODE_IS_NEXT(a) ->
+		INODE_QUEUE_LEAVE(a)
 		inode_lock = 1;
 		if
-		:: tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
+		:: MAY_STOP && tracked == 0 -> self = a; c_code { track(now.self); }; self = 0
 		:: true
 		fi };
 	flush_pages(a, p);
@@ -132,9 +173,13 @@ inline fsync_file(a, p)
 /* folio lock, unmap, launder, remove: truncate_pagecache (which does not launder) and invalidate_inode_pages2_range. */
 inline remove_page(a, p, launders)
 {
+	FOLIO_QUEUE_UP(a, p)
 	if
-	:: atomic { page[p] == ABSENT -> HAS_FOLIO(a, p) }
-	:: atomic { page[p] == UPTODATE && !locked[p] -> locked[p] = 1; HAS_FOLIO(a, p) };
+	:: atomic { page[p] == ABSENT -> FOLIO_QUEUE_LEAVE(a, p) HAS_FOLIO(a, p) }
+	:: atomic { page[p] == UPTODATE && !locked[p] && FOLIO_IS_NEXT(a, p) ->
+		FOLIO_QUEUE_LEAVE(a, p)
+		locked[p] = 1;
+		HAS_FOLIO(a, p) };
 		atomic { !writeback[p] ->
 			if
 			:: launders && dirty[p] -> writeback[p] = 1
@@ -152,7 +197,8 @@ inline remove_page(a, p, launders)
 /* ftruncate that zeroes page p (shortens the file and extends it again). */
 inline truncate_page(a, p, q, has_failed)
 {
-	atomic { !inode_lock -> inode_lock = 1; app_busy[p] = 1; nowrite = 1 };
+	INODE_QUEUE_UP(a)
+	atomic { !inode_lock && INODE_IS_NEXT(a) -> INODE_QUEUE_LEAVE(a) inode_lock = 1; app_busy[p] = 1; nowrite = 1 };
 	n_flushes == 0;
 	daemon_truncate(a, p, has_failed);
 	atomic { nowrite = 0; is_cut[p] = !has_failed };

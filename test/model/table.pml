@@ -27,8 +27,17 @@ byte data[N_ACTORS];                             /* of the WRITE or of the answe
 bit parked[N_ACTORS];
 byte step[N_ACTORS];    /* how far the actor's request is, see daemon.pml */
 byte writing[N_ACTORS]; /* pages of its WRITE */
+bit is_part[N_ACTORS];  /* of a page, not all of it */
+bit is_listed[N_ACTORS]; /* its WRITE is in the engine */
 byte reading[N_ACTORS]; /* pages of its READ */
 bit held[N_ACTORS], overdue[N_ACTORS], has_tried_migration[N_ACTORS];
+
+#ifdef NPROGRESS
+bit loads[2];           /* a client that was parked because WRITEs were on their way to the backing */
+#define RESUMED_LOADS_ARE_SERVED (!(loads[0] && !parked[2]) && !(loads[1] && !parked[3]))
+#else
+#define RESUMED_LOADS_ARE_SERVED true
+#endif
 
 byte page[2]; /* of the kernel, see kernel.pml */
 bit dirty[2], writeback[2], locked[2];
@@ -59,6 +68,7 @@ c_code {
 			"", "an illegal event", "an invariant of the table", "the newest bytes are nowhere",
 			"CLEAN, but the backing differs", "a kernel copy that the table does not know", "a load would see old bytes",
 			"reserved, but the backing has no blocks",
+			"a part of a page was written where the rest is old",
 		};
 
 		if (now.broken)
@@ -94,6 +104,7 @@ c_code {
 		if (event == EVENT_WANT_RESIDENT && c->state == CHUNK_HOST && c->host_writes > 0 && c->freeze == FREEZE_NONE) {
 			c->state = CHUNK_FILLING;
 			c->host_writes = 0;
+			c->is_draining = false;
 			return (struct coherence_result){DO_FILL, false};
 		}
 		if (event == EVENT_HOST_WRITTEN && c->host_writes == 0)
@@ -117,7 +128,7 @@ c_code {
 \#elif MUTANT == 51
 		/* R5: the lease is granted over kernel copies. */
 		if (event == EVENT_WANT_EXCLUSIVE)
-			c->kernel_copies = false;
+			c->kernel_copies = c->is_reread = false;
 \#elif MUTANT == 52
 		/* R5: READs are not held by a lease. */
 		if (event == EVENT_READ && c->exclusive == EXCLUSIVE_HELD) {
@@ -141,7 +152,11 @@ c_code {
 \#if MUTANT == 31
 		/* R3: pages that a READ got during the invalidation are not invalidated again. */
 		if (event == EVENT_READ_OVERDUE && before.is_invalidating)
-			c->kernel_copies = before.kernel_copies;
+			c->is_reread = before.is_reread;
+\#elif MUTANT == 32
+		/* A WRITE during the invalidation has it made again. */
+		if (event == EVENT_WRITE && result.action == DO_DEVICE && c->exclusive == EXCLUSIVE_CLAIMED)
+			c->is_reread = true;
 \#elif MUTANT == 12
 		/* Nobody is resumed when a lease ends. */
 		if (event == EVENT_END_EXCLUSIVE || event == EVENT_INVALIDATED)
