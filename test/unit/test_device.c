@@ -64,11 +64,13 @@ static void start(void)
 	const char *spec = getenv("HMMFS_TEST_DEVICE");
 	struct gpu_config config = {.spec = spec == NULL ? "host" : spec, .chunk_bytes = CHUNK, .bounce = {.bytes = BOUNCE}};
 	char *error = NULL;
+	int err;
 
 	config.bounce.memfd = memfd_create("bounce", MFD_CLOEXEC);
 	must(ftruncate(config.bounce.memfd, BOUNCE) == 0, "ftruncate");
 	config.bounce.base = bounce = mmap(NULL, BOUNCE, PROT_READ | PROT_WRITE, MAP_SHARED, config.bounce.memfd, 0);
-	must(gpu_open(&config, &dev, &error) == 0, error == NULL ? "no memory" : error);
+	err = gpu_open(&config, &dev, &error);
+	must(err == 0, error == NULL ? "no memory" : error);
 }
 
 static void finish(void)
