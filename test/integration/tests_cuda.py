@@ -317,6 +317,17 @@ def allocations_that_fail_make_the_cache_smaller_not_the_files():
 
 
 @on_simcuda
+def memory_of_chunks_on_their_way_out_is_waited_for():
+    """The cache has all the memory there is: an eviction gives back what the next chunk needs."""
+    with driver(MEMORY=64 * CHUNK), mounted(capacity=64 * CHUNK) as m:
+        for name in "abcd":
+            command(HMMFS, "prefetch", m.put(name, data_of(64 * CHUNK)))
+            assert resident(m) == 64
+        m.umount()
+        assert "memory is short" not in m.said, m.said
+
+
+@on_simcuda
 def no_memory_at_all_is_told():
     with driver(MEMORY=64 * CHUNK), mounted(capacity=60 * CHUNK) as m:
         fd = os.open(m.put("f", data_of(3 * CHUNK)), os.O_RDWR)
