@@ -90,6 +90,8 @@ static void handle_destroy(struct handle *handle)
 	if (handle->is_writer)
 		cache_file_remove_writer(inode_cache_file(handle->inode));
 	close(handle->fd);
+	if (atomic_load(&handle->direct_fd) > 0)
+		close(handle->direct_fd);
 	inode_close_file(handle->inode);
 	pthread_mutex_destroy(&handle->lock);
 	free(handle);
