@@ -11,8 +11,9 @@
  *   - a WRITE into the page cache, which is a copy (io_uring would hand it to a kernel thread); but a part of a page may have to
  *     be read first, and a large copy holds others up: those go through the ring.
  *
- * Requests of an application's O_DIRECT descriptor use one on the backing: no second cache, and a device error is the
- * application's at once. What is not aligned as the backing wants it goes through the page cache.
+ * Requests of an application's O_DIRECT descriptor use one on the backing. So do large READs of others that the backing's page
+ * cache does not have: the kernel keeps their pages for the mount already, and nothing is copied on the way. What is not
+ * aligned as the backing wants it goes through its page cache. Large WRITEs do too: the disk would be waited for.
  */
 #include "fusefs/transfer.h"
 
@@ -23,10 +24,12 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { ALIGNMENT = 4096, SPOT_WRITE_MAX = 64 << 10 };
+enum { ALIGNMENT = 4096, SPOT_WRITE_MAX = 64 << 10, LARGE_READ = 128 << 10, SMALL_BUFFER = 64 << 10, BUFFERS_KEPT = 16 };
+enum { CACHESTAT = 451 }; /* the system call: on all architectures, and not in every libc's headers */
 
 struct transfer {
 	struct loop_op op;
@@ -58,23 +61,70 @@ static int open_direct(struct handle *handle)
 	return fd;
 }
 
-static int choose_fd(struct handle *handle, const struct fuse_file_info *fi, const void *memory, size_t len, off_t off)
+static bool is_aligned(const struct transfer *transfer)
 {
+	return (((uintptr_t)transfer->buffer | transfer->len | (uint64_t)transfer->off) & (ALIGNMENT - 1)) == 0;
+}
+
+/* Whether most of the range is in the backing's page cache. True where the kernel can't tell, or won't. */
+static bool is_mostly_cached(const struct transfer *transfer)
+{
+	struct {
+		uint64_t off, len;
+	} range = {(uint64_t)transfer->off, transfer->len};
+	struct {
+		uint64_t cached, dirty, writeback, evicted, recently_evicted; /* pages */
+	} found;
+
+	return syscall(CACHESTAT, transfer->handle->fd, &range, &found, 0) < 0 ||
+	       found.cached * (uint64_t)sysconf(_SC_PAGESIZE) * 2 > transfer->len;
+}
+
+/* The descriptor for a transfer whose other fields are set. */
+static int choose_fd(const struct transfer *transfer, bool is_direct)
+{
+	bool is_readahead = !is_direct && !transfer->is_write && transfer->len >= LARGE_READ;
 	int fd;
 
-	if (!(fi->flags & O_DIRECT) || (((uintptr_t)memory | len | (uint64_t)off) & (ALIGNMENT - 1)) != 0)
-		return handle->fd;
-	fd = atomic_load(&handle->direct_fd);
+	if ((!is_direct && !is_readahead) || !is_aligned(transfer) || (is_readahead && is_mostly_cached(transfer)))
+		return transfer->handle->fd;
+	fd = atomic_load(&transfer->handle->direct_fd);
 	if (fd == 0)
-		fd = open_direct(handle);
-	return fd > 0 ? fd : handle->fd;
+		fd = open_direct(transfer->handle);
+	return fd > 0 ? fd : transfer->handle->fd;
 }
 
 /* ---- buffers ---- */
 
+/* Large ones are kept: the memory of a new one comes page by page, and zeroed. */
+static struct buffer_pool {
+	pthread_mutex_t lock;
+	unsigned n;                   /* lock */
+	char *buffers[BUFFERS_KEPT]; /* lock */
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
 static char *buffer_take(size_t bytes)
 {
-	return aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1));
+	char *buffer = NULL;
+
+	if (bytes <= SMALL_BUFFER)
+		return aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1));
+	pthread_mutex_lock(&pool.lock);
+	if (pool.n > 0)
+		buffer = pool.buffers[--pool.n];
+	pthread_mutex_unlock(&pool.lock);
+	return buffer != NULL ? buffer : aligned_alloc(ALIGNMENT, CACHE_IO_MAX);
+}
+
+static void buffer_give(char *buffer, size_t bytes)
+{
+	pthread_mutex_lock(&pool.lock);
+	if (bytes > SMALL_BUFFER && pool.n < BUFFERS_KEPT) {
+		pool.buffers[pool.n++] = buffer;
+		buffer = NULL;
+	}
+	pthread_mutex_unlock(&pool.lock);
+	free(buffer);
 }
 
 /* ---- the transfer ---- */
@@ -96,7 +146,7 @@ static void transfer_end(struct transfer *transfer, int err)
 	else
 		fuse_reply_buf(transfer->req, transfer->buffer, transfer->done);
 	if (transfer->is_ours)
-		free(transfer->buffer);
+		buffer_give(transfer->buffer, transfer->len);
 }
 
 /* True: it goes on, from where it is now. */
@@ -221,7 +271,7 @@ void transfer_read(fuse_req_t req, struct inode *inode, struct fuse_file_info *f
 
 	transfer.buffer = payload != NULL ? payload : buffer_take(size);
 	transfer.is_ours = payload == NULL;
-	transfer.fd = choose_fd(transfer.handle, fi, transfer.buffer, size, off);
+	transfer.fd = choose_fd(&transfer, (fi->flags & O_DIRECT) != 0);
 	if (transfer.buffer == NULL)
 		transfer_end(&transfer, -ENOMEM);
 	else if (payload != NULL)
@@ -246,7 +296,7 @@ void transfer_write(fuse_req_t req, struct inode *inode, struct fuse_file_info *
 	struct transfer transfer = {.req = req, .inode = inode, .handle = handle_of(fi), .is_write = true,
 				    .buffer = (char *)from, .len = size, .off = off};
 
-	transfer.fd = choose_fd(transfer.handle, fi, from, size, off);
+	transfer.fd = choose_fd(&transfer, (fi->flags & O_DIRECT) != 0);
 	if (is_payload) {
 		if (is_quick_write(&transfer))
 			transfer_now(&transfer);
