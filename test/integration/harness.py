@@ -4,6 +4,7 @@ import contextlib, errno, json, os, shutil, subprocess, tempfile, time
 BUILD = os.environ.get("HMMFS_TEST_BUILD", "")
 HMMFS = os.path.join(BUILD, "tools/hmmfs") if BUILD else "hmmfs"
 DEVICE = os.environ.get("HMMFS_TEST_DEVICE", "host")
+TRANSPORT = os.environ.get("HMMFS_TEST_TRANSPORT", "dev")
 CPU_ACCESS = os.environ.get("HMMFS_TEST_CPU_ACCESS", "auto")
 
 
@@ -57,7 +58,7 @@ class Mount:
         self.source, self.point = os.path.join(scratch, "source"), os.path.join(scratch, "mount")
         os.makedirs(self.source, exist_ok=True)
         os.makedirs(self.point, exist_ok=True)
-        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M", migrate_min="0") | options
+        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, transport=TRANSPORT, capacity=CAPACITY, chunk=CHUNK, bounce="8M", migrate_min="0") | options
         self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items())
         self.daemon = None
 
