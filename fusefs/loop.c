@@ -211,14 +211,20 @@ int loop_start(struct loop *loop)
 	return -err;
 }
 
+void loop_stop(struct loop *loop)
+{
+	if (!loop->has_thread)
+		return;
+	loop_post(loop, &loop->stop_op);
+	pthread_join(loop->thread, NULL);
+	loop->has_thread = false;
+}
+
 void loop_destroy(struct loop *loop)
 {
 	if (loop == NULL)
 		return;
-	if (loop->has_thread) {
-		loop_post(loop, &loop->stop_op);
-		pthread_join(loop->thread, NULL);
-	}
+	loop_stop(loop);
 	io_uring_queue_exit(&loop->ring);
 	close(loop->wake_fd);
 	pthread_mutex_destroy(&loop->lock);

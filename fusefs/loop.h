@@ -21,7 +21,8 @@ struct loop_op {
 /* setup: io_uring's flags beside the loop's own. cpu: the thread stays there; -1: anywhere. Negative errno. */
 int loop_create(struct loop **loop, const char *name, unsigned entries, unsigned setup, int cpu);
 int loop_start(struct loop *loop);
-/* Waits for what was submitted, and ends the thread. */
+/* Waits for what was submitted, and ends the thread. What is posted later is left alone. */
+void loop_stop(struct loop *loop);
 void loop_destroy(struct loop *loop);
 
 /* The loop whose thread this is; NULL: none's. */

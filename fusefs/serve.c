@@ -338,6 +338,9 @@ static int serve_mounted(struct fusefs *fs, struct signal_watch *watch, fusefs_t
 
 	announce(fs, tell, user);
 	serve_requests(fs);
+	loop_stop(fs->loop); /* what is under way with the backing ends, and answers while the session is what it was */
+	if (fs->uring != NULL)
+		uring_stop(fs->uring);
 	if (has_readahead)
 		pthread_join(readahead, NULL);
 	atomic_store(&watch->is_over, true);
@@ -462,7 +465,7 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 		fuse_session_unmount(fs.session);
 out_control:
 	control_destroy(fs.control);
-out_session: /* what is under way with the backing ends first: it answers */
+out_session:
 	loop_destroy(fs.loop);
 	uring_destroy(fs.uring);
 	pruner_stop(&fs);

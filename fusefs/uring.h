@@ -18,7 +18,8 @@ int uring_create(struct uring **uring, struct fuse_session *session, size_t payl
 /* In init: the kernel offers it. The answer to INIT will ask for it, and the queues start to serve then. */
 void uring_accept(struct uring *uring);
 bool uring_is_serving(struct uring *uring);
-/* No request may come any more that anybody waits for. */
+/* The session's loop has ended: no more requests are taken, and answers go nowhere. */
+void uring_stop(struct uring *uring);
 void uring_destroy(struct uring *uring);
 
 /* On a queue's thread, in a handler: the request's own buffer, page-aligned. It holds the bytes of a WRITE, and an answer that
