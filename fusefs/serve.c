@@ -305,21 +305,41 @@ static void announce(struct fusefs *fs, fusefs_tell tell, void *user)
 	free(line);
 }
 
-/* The kernel reads 128 KiB ahead on a new mount, however much the daemon offers; only root may change that. */
+static FILE *open_readahead(const char *directory, const char *mode, char path[64])
+{
+	struct stat st;
+
+	if (stat(directory, &st) < 0)
+		return NULL;
+	snprintf(path, 64, "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
+	return fopen(path, mode);
+}
+
+enum { READAHEAD_KB_MIN = CACHE_IO_MAX >> 10, READAHEAD_KB_MAX = 4 * READAHEAD_KB_MIN };
+
+/* The kernel reads 128 KiB ahead on a new mount, however much the daemon offers; only root may change that. As much as the backing's
+ * device has, within bounds: at least one request of the largest size, and no more than a few at once. */
 static void raise_readahead(struct fusefs *fs)
 {
-	char path[64];
-	struct stat st;
-	int fd;
+	int kb = READAHEAD_KB_MIN;
+	char path[64] = "";
+	FILE *file;
+	bool is_set;
 
-	if (!fs->is_root || stat(fs->options->mountpoint, &st) < 0)
+	if (!fs->is_root)
 		return;
-	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || dprintf(fd, "%d", CACHE_IO_MAX >> 10) < 0)
+	file = open_readahead(fs->options->source, "re", path);
+	if (file != NULL) {
+		if (fscanf(file, "%d", &kb) != 1 || kb < READAHEAD_KB_MIN)
+			kb = READAHEAD_KB_MIN;
+		fclose(file);
+	}
+	file = open_readahead(fs->options->mountpoint, "we", path);
+	is_set = file != NULL && fprintf(file, "%d", kb < READAHEAD_KB_MAX ? kb : READAHEAD_KB_MAX) > 0;
+	if (file != NULL && fclose(file) != 0)
+		is_set = false;
+	if (!is_set)
 		log_line(LOG_INFO, "%s: %s; sequential reads stay at 128 KiB each", path, strerror(errno));
-	if (fd >= 0)
-		close(fd);
 }
 
 static void *raise_readahead_main(void *fs)
@@ -338,11 +358,11 @@ static int serve_mounted(struct fusefs *fs, struct signal_watch *watch, fusefs_t
 
 	announce(fs, tell, user);
 	serve_requests(fs);
+	if (has_readahead)
+		pthread_join(readahead, NULL);
 	loop_stop(fs->loop); /* what is under way with the backing ends, and answers while the session is what it was */
 	if (fs->uring != NULL)
 		uring_stop(fs->uring);
-	if (has_readahead)
-		pthread_join(readahead, NULL);
 	atomic_store(&watch->is_over, true);
 	pthread_kill(watch->thread, SIGUSR2);
 	pthread_join(watch->thread, NULL);

@@ -21,7 +21,11 @@
 #include "fusefs/loop.h"
 #include "fusefs/uring.h"
 
-#include <fuse_kernel.h>
+#if __has_include(<fuse_kernel.h>)
+#include <fuse_kernel.h> /* libfuse's source has the kernel's newest */
+#else
+#include <linux/fuse.h>
+#endif
 
 #include <assert.h>
 #include <errno.h>
@@ -33,6 +37,7 @@
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
 #include <sys/uio.h>
+#include <syslog.h>
 #include <threads.h>
 #include <unistd.h>
 
@@ -143,7 +148,9 @@ static void entry_arrived(struct loop_op *op, int result)
 		entry_serve(entry);
 	else if (result == -EAGAIN || result == -EINTR)
 		send_command(entry, entry->commit_id == 0 ? FUSE_IO_URING_CMD_REGISTER : FUSE_IO_URING_CMD_COMMIT_AND_FETCH);
-	/* else: the connection has ended, which the threads of /dev/fuse are told as well */
+	else if (result != -ENOTCONN && result != -ECONNABORTED && result != -ECANCELED) /* those: the connection has ended */
+		log_line(LOG_ERR, "FUSE over io_uring: the kernel gave up a place of queue %u: %s", entry->queue->id,
+			 strerror(-result));
 }
 
 static void entry_commit(struct loop_op *op, int result)

@@ -1,5 +1,5 @@
 """harness.py - a real mount for a test: its own source, mount point and daemon, gone when the test ends, however it ends."""
-import contextlib, errno, json, os, shutil, subprocess, tempfile, time
+import contextlib, errno, fcntl, json, os, shutil, subprocess, tempfile, time
 
 BUILD = os.environ.get("HMMFS_TEST_BUILD", "")
 HMMFS = os.path.join(BUILD, "tools/hmmfs") if BUILD else "hmmfs"
@@ -127,3 +127,27 @@ def mounted(**options):
     finally:
         m.clean()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+SWITCH = "/sys/module/fuse/parameters/enable_uring"
+TURN = "/tmp/hmmfs-test-enable-uring"  # tests that need it one way or the other take turns
+
+
+@contextlib.contextmanager
+def switch(value, takes_turn=True):
+    """Sets the kernel's switch of FUSE over io_uring for new mounts, and puts it back. Yields whether that was possible."""
+    if os.geteuid() != 0 or not os.path.exists(SWITCH):
+        yield False
+        return
+    with open(TURN, "w") as turn:
+        if takes_turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        with open(SWITCH) as f:
+            before = f.read()
+        try:
+            with open(SWITCH, "w") as f:
+                f.write(value)
+            yield True
+        finally:
+            with open(SWITCH, "w") as f:
+                f.write(before)

@@ -1,29 +1,7 @@
 """tests_transport.py - how requests come (FUSE over io_uring, /dev/fuse), and the backing's I/O of files that the device has nothing of."""
-import contextlib, fcntl, mmap, os, subprocess, threading
+import contextlib, mmap, os, subprocess, threading
 from device import EXCLUSIVE, Region, cannot_address
-from harness import CHUNK, HMMFS, command, data_of, mounted, wait_until
-
-SWITCH = "/sys/module/fuse/parameters/enable_uring"
-TURN = "/tmp/hmmfs-test-enable-uring"  # tests that run at once take turns with the switch
-
-
-@contextlib.contextmanager
-def switch(value):
-    """Sets the kernel's switch for new mounts, and puts it back. Yields whether that was possible."""
-    if os.geteuid() != 0 or not os.path.exists(SWITCH):
-        yield False
-        return
-    with open(TURN, "w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        with open(SWITCH) as f:
-            before = f.read()
-        try:
-            with open(SWITCH, "w") as f:
-                f.write(value)
-            yield True
-        finally:
-            with open(SWITCH, "w") as f:
-                f.write(before)
+from harness import CHUNK, HMMFS, SWITCH, command, data_of, mounted, switch, wait_until
 
 
 def _over_both(test, **options):
