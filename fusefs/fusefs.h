@@ -238,8 +238,10 @@ struct credentials credentials_take(fuse_req_t req, mode_t *mode);
 /* For a call that depends on the caller's groups. */
 struct credentials credentials_take_groups(fuse_req_t req);
 void credentials_restore(struct credentials *credentials);
-/* Set-id bits, which a change by someone without CAP_FSETID takes from a file. fd: O_PATH will do. 0 or negative errno. */
-int drop_set_ids(int fd);
+/* The set-id bits that a change of the file by someone without CAP_FSETID takes from it, and taking them. fd: O_PATH will
+ * do. 0 or negative errno. */
+mode_t set_ids_to_drop(fuse_req_t req, int fd);
+int drop_set_ids(int fd, mode_t bits);
 bool may_keep_set_ids(fuse_req_t req);
 void allow_keeping_set_ids(bool is_allowed); /* the daemon's own writes by this thread */
 

@@ -70,6 +70,8 @@ static void look_up_self(fuse_req_t req, fuse_ino_t ino)
 	struct fuse_entry_param entry = {0};
 	int err = inode == NULL ? -ESTALE : inode_stat(inode, &entry.attr);
 
+	if (err == 0 && entry.attr.st_nlink == 0)
+		err = -ESTALE;
 	if (err < 0) {
 		if (inode != NULL)
 			inode_forget(inode, 1);

@@ -251,9 +251,7 @@ static void raise_descriptor_limit(struct fusefs *fs)
 	fs->max_fds = 512;
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
 		return;
-	if (fs->options->max_descriptors > 0)
-		limit.rlim_max = fs->options->max_descriptors;
-	else if (fs->is_root && limit.rlim_max < more.rlim_max && setrlimit(RLIMIT_NOFILE, &more) == 0)
+	if (fs->is_root && limit.rlim_max < more.rlim_max && setrlimit(RLIMIT_NOFILE, &more) == 0)
 		limit = more;
 	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);

@@ -21,7 +21,6 @@ struct fusefs_options {
 	bool allow_all_kernels;
 	bool allow_other, default_permissions, is_read_only;
 	bool nfs_export;
-	unsigned max_descriptors; /* 0: as many as may be */
 	bool is_foreground, is_debug;
 };
 

@@ -1,5 +1,5 @@
 """harness.py - a real mount for a test: its own source, mount point and daemon, gone when the test ends, however it ends."""
-import contextlib, errno, json, os, shutil, subprocess, tempfile, time
+import contextlib, ctypes, errno, json, os, resource, shutil, subprocess, tempfile, time
 
 BUILD = os.environ.get("HMMFS_TEST_BUILD", "")
 HMMFS = os.path.join(BUILD, "tools/hmmfs") if BUILD else "hmmfs"
@@ -59,11 +59,17 @@ class Mount:
         os.makedirs(self.point, exist_ok=True)
         o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M", migrate_min="0") | options
         self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items())
-        self.daemon = None
+        self.daemon, self.descriptors = None, None
+
+    def limit(self):
+        """In the child: no more descriptors than that, and no right to raise the limit."""
+        if self.descriptors:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.descriptors))
+            ctypes.CDLL(None).prctl(24, 24)  # PR_CAPBSET_DROP, CAP_SYS_RESOURCE
 
     def start(self, terminal=None):
         self.daemon = subprocess.Popen([HMMFS, "mount", self.source, self.point, "-f", "-o", self.options],
-                                       stderr=subprocess.PIPE if terminal is None else terminal, start_new_session=True)
+                                       stderr=subprocess.PIPE if terminal is None else terminal, start_new_session=True, preexec_fn=self.limit)
         if terminal is not None:
             wait_until(lambda: os.path.ismount(self.point) or self.daemon.poll() is not None, "the daemon serves")
         for line in self.daemon.stderr or []:  # the daemon says when it serves

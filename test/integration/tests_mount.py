@@ -1,7 +1,8 @@
 """tests_mount.py - mounting, and unmounting without loss."""
-import ctypes, errno, os, pty, pwd, shutil, signal, stat, subprocess, tempfile, traceback
+import errno, os, pty, signal
 from device import EXCLUSIVE, Region
-from harness import BUILD, CAPACITY_CHUNKS, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises, windows
+from harness import CAPACITY_CHUNKS, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises, windows
+from user import mounted_by_an_ordinary_user
 
 
 def dirty_chunks(m, n, what):
@@ -106,57 +107,15 @@ def bad_options_are_one_line_and_no_mount():
             assert not os.path.ismount(b)
 
 
-def open_dev_fuse(scratch):
-    """Has a /dev/fuse open to all, as distributions do, in a mount namespace of this process's own."""
-    node, libc = os.path.join(scratch, "fuse"), ctypes.CDLL(None, use_errno=True)
-    os.mknod(node, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
-    os.chmod(node, 0o666)
-    MS_BIND, MS_REC, MS_PRIVATE, CLONE_NEWNS = 0x1000, 0x4000, 1 << 18, 0x20000
-    assert libc.unshare(CLONE_NEWNS) == 0 and libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None) == 0
-    assert libc.mount(node.encode(), b"/dev/fuse", None, ctypes.c_ulong(MS_BIND), None) == 0, os.strerror(ctypes.get_errno())
-
-
 def daemon_without_privilege_serves_its_user():
-    if os.geteuid() != 0 or not BUILD:
-        return "needs root to become another user, and hmmfs built and not installed"
-    child = os.fork()  # the namespace is to end with it
-    if child == 0:
-        try:
-            _serve_without_privilege()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-
-
-def _serve_without_privilege():
-    uid = pwd.getpwnam("nobody").pw_uid
-    scratch = tempfile.mkdtemp(prefix="hmmfs-test-")
-    os.chmod(scratch, 0o755)
-    for d, name in (("tools", "hmmfs"), ("client", "libhmmfs.so.0"), ("gpu", "hmmfs-device")):
-        os.mkdir(os.path.join(scratch, d))
-        shutil.copy(os.path.join(BUILD, d, name), os.path.join(scratch, d))
-    if os.stat("/dev/fuse").st_mode & 6 != 6:
-        open_dev_fuse(scratch)
-    source, point = os.path.join(scratch, "s"), os.path.join(scratch, "m")
-    for d in (source, point):
-        os.mkdir(d), os.chown(d, uid, uid)
-    mine = lambda *a, **o: subprocess.run(a, user=uid, group=uid, extra_groups=[], env={"PATH": os.environ["PATH"], "HOME": scratch},
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, cwd="/", **o)
-    hmmfs = os.path.join(scratch, "tools/hmmfs")
-    try:
-        r = mine(hmmfs, "mount", source, point, "-o", "device=host,capacity=4M,chunk=64K,bounce=8M")
-        assert r.returncode == 0, r.stderr
+    def served(hmmfs, source, point, mine):
         assert mine("sh", "-c", f"head -c 200000 /dev/zero > {point}/f").returncode == 0
         assert mine(hmmfs, "run", "fill", "7", f"{point}/f").returncode == 0
         assert b"1400000" in mine(hmmfs, "run", "sum", f"{point}/f").stdout
         raises(errno.EACCES, os.listdir, point)  # not even root gets in without allow_other
         assert mine(hmmfs, "umount", point).returncode == 0
         assert open(os.path.join(source, "f"), "rb").read() == b"\7" * 200000
-    finally:
-        mine("fusermount3", "-u", "-z", "-q", point)
-        shutil.rmtree(scratch, ignore_errors=True)
+    return mounted_by_an_ordinary_user(served)
 
 
 def background_mount_lets_go_of_its_callers_pipes():
