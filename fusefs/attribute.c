@@ -37,10 +37,10 @@ static void reply_attr(fuse_req_t req, struct inode *inode)
 	shown.st_ino = inode_shown_number(inode->volume, st.st_ino);
 	late = others_changed(inode, &st) ? malloc(sizeof(*late)) : NULL;
 	if (late == NULL) {
-		fuse_reply_attr(req, &shown, inode->fs->timeout_seconds);
+		fuse_reply_attr(req, &shown, attr_timeout(inode->fs, &st));
 		return;
 	}
-	*late = (struct late_attr){req, shown, inode->fs->timeout_seconds};
+	*late = (struct late_attr){req, shown, attr_timeout(inode->fs, &st)};
 	drop_kernel_pages(inode, &st, answer_late_attr, late);
 }
 
@@ -80,7 +80,7 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 		return;
 	}
 	late->req = req;
-	late->timeout = inode->fs->timeout_seconds;
+	late->timeout = attr_timeout(inode->fs, &st);
 	late->stx.stx_ino = inode_shown_number(inode->volume, st.st_ino);
 	if (others_changed(inode, &st))
 		drop_kernel_pages(inode, &st, answer_late_statx, late);

@@ -13,7 +13,7 @@
 
 struct raw_options {
 	char *device, *capacity, *chunk, *bounce, *cpu_access, *migrate, *migrate_min, *writeback_interval, *read_timeout, *lease_timeout, *allow_kernels;
-	int allow_other, nfs_export, is_read_only, is_foreground, is_debug;
+	int allow_other, is_coherent, nfs_export, is_read_only, is_foreground, is_debug;
 	char *unknown;
 };
 
@@ -23,7 +23,7 @@ static const struct fuse_opt option_specs[] = {
 	TEXT("device", device), TEXT("capacity", capacity), TEXT("chunk", chunk), TEXT("bounce", bounce),
 	TEXT("cpu_access", cpu_access), TEXT("migrate", migrate), TEXT("migrate_min", migrate_min), TEXT("writeback_interval", writeback_interval),
 	TEXT("read_timeout", read_timeout), TEXT("lease_timeout", lease_timeout), TEXT("allow_kernels", allow_kernels), FLAG("allow_other", allow_other),
-	FLAG("nfs_export", nfs_export),
+	FLAG("coherent", is_coherent), FLAG("nfs_export", nfs_export),
 	FLAG("ro", is_read_only),
 	/* what mount(8) and fstab add of their own */
 	FUSE_OPT_KEY("rw", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("dev", FUSE_OPT_KEY_DISCARD),
@@ -144,6 +144,7 @@ static int interpret(struct fusefs_options *options, struct raw_options *raw, ch
 	options->policy = (enum fusefs_policy)policy;
 	options->allow_all_kernels = allow_kernels == 1;
 	options->allow_other = raw->allow_other != 0;
+	options->is_coherent = raw->is_coherent != 0;
 	options->nfs_export = raw->nfs_export != 0;
 	options->is_read_only = raw->is_read_only != 0;
 	options->device = strdup(raw->device != NULL ? raw->device : "auto");

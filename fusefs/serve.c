@@ -8,6 +8,7 @@
  * flushing the kernel's dirty pages need WRITEs to be answered: clients' sessions end, the kernel flushes its pages,
  * everything is written back; only then the session ends and the mount goes away. Further signals change nothing.
  */
+#include "fusefs/coherent.h"
 #include "fusefs/control.h"
 #include "fusefs/fusefs.h"
 #include "fusefs/passthrough.h"
@@ -366,7 +367,7 @@ static int tell_error(fusefs_tell tell, void *user, int err, const char *format,
 
 int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *user)
 {
-	struct fusefs fs = {.options = options, .owner = getuid(), .is_root = geteuid() == 0, .timeout_seconds = 1.0};
+	struct fusefs fs = {.options = options, .owner = getuid(), .is_root = geteuid() == 0, .timeout_ms = DEFAULT_TIMEOUT_MS};
 	struct cache_config config = cache_config_of(options);
 	struct signal_watch watch = {0};
 	char *error = NULL;
@@ -405,6 +406,12 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 		err = tell_error(tell, user, -ENOMEM, "out of memory");
 		goto out_cache;
 	}
+	err = options->is_coherent ? coherent_start(&fs) : 0;
+	if (err < 0) {
+		tell_error(tell, user, err, "coherent: fanotify: %s; it needs Linux 5.13 or newer, and a kernel built with it",
+			   strerror(-err));
+		goto out_session;
+	}
 	err = control_start(&fs, &fs.control);
 	if (err < 0) {
 		tell_error(tell, user, err, "the control socket: %s", strerror(-err));
@@ -423,6 +430,8 @@ out_control:
 	control_destroy(fs.control);
 out_session:
 	pruner_stop(&fs);
+	if (fs.coherent != NULL)
+		coherent_stop(fs.coherent);
 	if (fs.notifiers != NULL)
 		repliers_stop(fs.notifiers);
 	if (fs.session != NULL)
@@ -432,6 +441,8 @@ out_cache:
 	if (fs.repliers != NULL)
 		repliers_stop(fs.repliers); /* they may be giving buffers back to the cache */
 	inodes_destroy(&fs);
+	if (fs.coherent != NULL)
+		coherent_destroy(fs.coherent);
 	cache_destroy(fs.cache); /* its threads may be destroying inodes that went idle */
 	if (fs.passthrough != NULL)
 		passthrough_destroy(fs.passthrough);

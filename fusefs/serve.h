@@ -20,7 +20,7 @@ struct fusefs_options {
 	unsigned writeback_interval_ms, read_timeout_ms, lease_timeout_ms;
 	bool allow_all_kernels;
 	bool allow_other, default_permissions, is_read_only;
-	bool nfs_export;
+	bool nfs_export, is_coherent;
 	bool is_foreground, is_debug;
 };
 
