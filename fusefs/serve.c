@@ -114,6 +114,8 @@ static struct fuse_session *new_session(struct fusefs *fs)
 	    fuse_opt_add_arg(&args, "-odefault_permissions") == 0 &&
 	    (!fs->options->allow_other || fuse_opt_add_arg(&args, "-oallow_other") == 0) &&
 	    (!fs->options->is_read_only || fuse_opt_add_arg(&args, "-oro") == 0) &&
+	    (fs->options->kernel_options == NULL ||
+	     (fuse_opt_add_arg(&args, "-o") == 0 && fuse_opt_add_arg(&args, fs->options->kernel_options) == 0)) &&
 	    (!fs->options->is_debug || fuse_opt_add_arg(&args, "-d") == 0))
 		session = fuse_session_new(&args, &ops, sizeof(ops), fs);
 	fuse_opt_free_args(&args);
@@ -405,6 +407,10 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 	    (atomic_load(&fs.root.volume->mount_fd) < 0 && pruner_start(&fs) < 0)) {
 		err = tell_error(tell, user, -ENOMEM, "out of memory");
 		goto out_cache;
+	}
+	if (options->nfs_export && atomic_load(&fs.root.volume->mount_fd) < 0) {
+		err = tell_error(tell, user, -EOPNOTSUPP, "nfs_export: the filesystem of SOURCE %s has no file handles", options->source);
+		goto out_session;
 	}
 	err = options->is_coherent ? coherent_start(&fs) : 0;
 	if (err < 0) {

@@ -13,6 +13,7 @@ enum fusefs_policy { POLICY_AUTO, POLICY_NEVER, POLICY_ALWAYS };
 struct fusefs_options {
 	char *source, *mountpoint; /* absolute */
 	char *device;
+	char *kernel_options; /* suid, noatime, ...; NULL: none */
 	uint64_t capacity_bytes, chunk_bytes, bounce_bytes; /* 0: the default */
 	enum cache_cpu_access cpu_access;
 	uint64_t migrate_min_bytes; /* smaller files stay off the device but for as long as they are leased */
