@@ -37,10 +37,10 @@ static void reply_attr(fuse_req_t req, struct inode *inode)
 	shown.st_ino = inode_shown_number(inode->volume, st.st_ino);
 	late = others_changed(inode, &st) ? malloc(sizeof(*late)) : NULL;
 	if (late == NULL) {
-		fuse_reply_attr(req, &shown, inode->fs->timeout_seconds);
+		fuse_reply_attr(req, &shown, attr_timeout(inode->fs, &st));
 		return;
 	}
-	*late = (struct late_attr){req, shown, inode->fs->timeout_seconds};
+	*late = (struct late_attr){req, shown, attr_timeout(inode->fs, &st)};
 	drop_kernel_pages(inode, &st, answer_late_attr, late);
 }
 
@@ -80,7 +80,7 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 		return;
 	}
 	late->req = req;
-	late->timeout = inode->fs->timeout_seconds;
+	late->timeout = attr_timeout(inode->fs, &st);
 	late->stx.stx_ino = inode_shown_number(inode->volume, st.st_ino);
 	if (others_changed(inode, &st))
 		drop_kernel_pages(inode, &st, answer_late_statx, late);
@@ -105,7 +105,7 @@ static int set_owner(int fd, const struct stat *attr, int to_set)
 	return fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 }
 
-static int set_owner_and_mode(struct inode *inode, const struct stat *attr, int to_set)
+static int set_owner_and_mode(fuse_req_t req, struct inode *inode, const struct stat *attr, int to_set)
 {
 	INODE_FD(at, inode);
 	int err = at.fd < 0 ? at.fd : 0;
@@ -113,7 +113,7 @@ static int set_owner_and_mode(struct inode *inode, const struct stat *attr, int 
 	if (err == 0 && (to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)))
 		err = set_owner(at.fd, attr, to_set);
 	if (err == 0 && (to_set & FUSE_SET_ATTR_KILL_SUID))
-		err = drop_set_ids(at.fd);
+		err = drop_set_ids(at.fd, set_ids_to_drop(req, at.fd));
 	if (err == 0 && (to_set & FUSE_SET_ATTR_MODE))
 		err = set_mode(at.fd, attr->st_mode); /* after the owner, which clears set-id bits */
 	return err;
@@ -190,7 +190,7 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 		return;
 	}
 	*setattr = (struct setattr){.req = req, .inode = inode, .attr = *attr, .to_set = to_set};
-	status = set_owner_and_mode(inode, attr, to_set);
+	status = set_owner_and_mode(req, inode, attr, to_set);
 	if (status == 0 && (to_set & FUSE_SET_ATTR_SIZE))
 		set_size(inode, fi != NULL ? handle_of(fi)->fd : -1, attr->st_size, size_is_set, setattr);
 	else

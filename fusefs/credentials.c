@@ -109,16 +109,44 @@ void allow_keeping_set_ids(bool is_allowed)
 	change_capabilities(is_allowed ? 1u << CAP_FSETID : 0, is_allowed ? 0 : 1u << CAP_FSETID);
 }
 
-int drop_set_ids(int fd)
+static bool is_in_group(fuse_req_t req, gid_t gid)
 {
-	struct proc_path path = proc_path_of(fd);
+	gid_t *groups;
+	bool is_in = fuse_req_ctx(req)->gid == gid || may_keep_set_ids(req);
+	int n;
+
+	if (is_in)
+		return true;
+	groups = malloc(GROUPS_MAX * sizeof(*groups));
+	n = groups == NULL ? 0 : fuse_req_getgroups(req, GROUPS_MAX, groups);
+	for (int i = 0; i < n && i < GROUPS_MAX; i++)
+		is_in |= groups[i] == gid;
+	free(groups);
+	return is_in;
+}
+
+/* Set-group-id without the group's x bit marks mandatory locking, once; it goes only with a change from outside the group. */
+mode_t set_ids_to_drop(fuse_req_t req, int fd)
+{
 	struct stat st;
 	mode_t bits;
 
+	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+		return 0;
+	bits = st.st_mode & (S_ISUID | S_ISGID);
+	if ((bits & S_ISGID) && !(st.st_mode & S_IXGRP) && is_in_group(req, st.st_gid))
+		bits &= ~(mode_t)S_ISGID;
+	return bits;
+}
+
+int drop_set_ids(int fd, mode_t bits)
+{
+	struct proc_path path = proc_path_of(fd);
+	struct stat st;
+
+	if (bits == 0)
+		return 0;
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	bits = (st.st_mode & S_ISUID) | (st.st_mode & S_IXGRP ? st.st_mode & S_ISGID : 0);
-	if (bits == 0 || !S_ISREG(st.st_mode))
-		return 0;
-	return chmod(path.text, (st.st_mode & 07777) & ~bits) < 0 ? -errno : 0;
+	return chmod(path.text, st.st_mode & 07777 & ~bits) < 0 ? -errno : 0;
 }

@@ -81,30 +81,27 @@ static void write_done(struct cache_op *op, int status)
 }
 
 /* A write moves the mtime when it is made; that the bytes reach the backing later, at writeback, is nobody's business. */
-static void touch(struct inode *inode, int fd, bool kills_set_ids)
+static void touch(struct inode *inode, int fd)
 {
 	static const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
 
 	if (futimens(fd, times) == 0) /* or it moves at writeback */
 		inode_own_change(inode);
 	fremovexattr(fd, "security.capability");
-	if (kills_set_ids)
-		drop_set_ids(fd);
 }
 
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *from, off_t off, struct fuse_file_info *fi)
 {
 	struct inode *inode = inode_of(req, ino);
 	struct cache_file *file = inode_cache_file(inode);
-	bool kills_set_ids = fi->kill_suidgid && inode->fs->is_root; /* otherwise the backing does it */
 	size_t size = fuse_buf_size(from);
 	struct fuse_bufvec to = FUSE_BUFVEC_INIT(size);
 	struct data_request *request;
 	ssize_t n;
 
+	if (fi->kill_suidgid) /* the backing can't tell whose write it is */
+		drop_set_ids(handle_of(fi)->fd, set_ids_to_drop(req, handle_of(fi)->fd));
 	if (cache_file_enter_write(file)) {
-		if (kills_set_ids)
-			drop_set_ids(handle_of(fi)->fd);
 		transfer_write(req, inode, fi, from->buf[0].mem, size, off); /* one part, in memory: there is no splicing in */
 		return;
 	}
@@ -125,7 +122,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *fro
 					.is_writepage = fi->writepage};
 	request->req = req;
 	request->fs = inode->fs;
-	touch(inode, handle_of(fi)->fd, kills_set_ids);
+	touch(inode, handle_of(fi)->fd);
 	cache_write(&request->io);
 }
 

@@ -198,6 +198,8 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 	passthrough_settle(inode->fs->passthrough, inode);
 	fd = inode_reopen(inode, backing_flags(fi->flags));
+	if (fd == -EPERM && (fi->flags & O_APPEND)) /* chattr +a: it grows at its end only, wherever a write is to go */
+		fd = inode_reopen(inode, backing_flags(fi->flags) | O_APPEND);
 	if (fd < 0) {
 		fuse_reply_err(req, -fd);
 		return;
@@ -386,8 +388,11 @@ static int sync_backing(const struct file_sync *sync)
 		result = sync->is_datasync ? fdatasync(sync->handle->fd) : fsync(sync->handle->fd);
 		return result < 0 ? -errno : 0;
 	}
-	fd = dup(sync->handle->fd); /* closing a duplicate reports what the backing has to report at close */
-	return fd < 0 || close(fd) < 0 ? -errno : 0;
+	/* Closing a duplicate reports what the backing has to report at close. For want of a descriptor it is not told. */
+	do
+		fd = fcntl(sync->handle->fd, F_DUPFD_CLOEXEC, 0);
+	while (fd < 0 && descriptors_freed(sync->handle->inode->fs));
+	return fd >= 0 && close(fd) < 0 ? -errno : 0;
 }
 
 /* The status of the writeback itself is among the file's errors, or, if memory ran out, is all there is. */

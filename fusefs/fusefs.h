@@ -55,6 +55,7 @@ struct inode {
 	_Atomic(struct cache_file *) file; /* of a regular file; comes and goes under table_lock, see inode_cache_file */
 	int fd;                     /* lock; O_PATH. -1: given up */
 	unsigned fd_users;          /* lock */
+	struct watch *watch;        /* coherent.c's, of a directory */
 	struct file_handle *handle; /* lock; stays when it is there: made when the descriptor is given up */
 	/* Changes that we made to the backing's attributes other than through the cache, counted after each is made.
 	 * Atomic: only compared for equality, by an open that has looked at the attributes after it. */
@@ -84,8 +85,10 @@ struct handle {
 
 struct passthrough;
 struct repliers;
+struct coherent;
 struct pruner;
 struct exported;
+struct watch;
 
 enum { INODE_LOCKS = 64 };
 struct loop;
@@ -106,7 +109,9 @@ struct fusefs {
 	struct inode root;
 	uid_t owner;
 	bool is_root; /* the daemon may act for other users */
-	double timeout_seconds; /* how long the kernel may trust names and attributes */
+	struct coherent *coherent; /* NULL: without */
+	/* How long the kernel may trust names and attributes. Atomic: any value it ever had will do. */
+	atomic_uint timeout_ms;
 	pthread_mutex_t table_lock;
 	_Atomic(struct volume *) volumes; /* added to under table_lock, read without: none is ever removed */
 	struct inode *inodes;     /* table_lock */
@@ -141,6 +146,8 @@ ino_t inode_shown_number(const struct volume *volume, ino_t ino);
 void inode_forget(struct inode *inode, uint64_t lookups);
 void inode_ref(struct inode *inode);
 void inode_unref(struct inode *inode);
+/* False: it is on its way out, and there is no reference. */
+bool inode_ref_if_known(struct inode *inode);
 /* The cache's file of a regular file, made if need be; there as long as the caller has the file open, or holds a
  * reference. NULL: no memory. */
 struct cache_file *inode_cache_file(struct inode *inode);
@@ -218,6 +225,8 @@ void range_operations(struct fuse_lowlevel_ops *ops);
 /* A name in a directory; is_known: the inode probably is. 0 or negative errno. */
 int look_up(struct inode *parent, int parent_fd, const char *name, bool is_known, struct fuse_entry_param *entry);
 void fill_entry(struct inode *inode, struct fuse_entry_param *entry);
+/* How long the kernel may trust a file's attributes. A file of several names may be changed by one that nobody watches. */
+double attr_timeout(const struct fusefs *fs, const struct stat *st);
 
 /* freshness.c */
 bool is_as_seen(const struct inode *inode, const struct stat *st); /* inode_lock held */
@@ -245,8 +254,10 @@ struct credentials credentials_take(fuse_req_t req, mode_t *mode);
 /* For a call that depends on the caller's groups. */
 struct credentials credentials_take_groups(fuse_req_t req);
 void credentials_restore(struct credentials *credentials);
-/* Set-id bits, which a change by someone without CAP_FSETID takes from a file. fd: O_PATH will do. 0 or negative errno. */
-int drop_set_ids(int fd);
+/* The set-id bits that a change of the file by someone without CAP_FSETID takes from it, and taking them. fd: O_PATH will
+ * do. 0 or negative errno. */
+mode_t set_ids_to_drop(fuse_req_t req, int fd);
+int drop_set_ids(int fd, mode_t bits);
 bool may_keep_set_ids(fuse_req_t req);
 void allow_keeping_set_ids(bool is_allowed); /* the daemon's own writes by this thread */
 

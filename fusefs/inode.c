@@ -1,6 +1,7 @@
 /* inode.c - the inode table. See fusefs.h for lives and locks. */
 #include "fusefs/fusefs.h"
 
+#include "fusefs/coherent.h"
 #include "fusefs/passthrough.h"
 
 #include <errno.h>
@@ -202,6 +203,8 @@ struct inode *inode_look_up(struct fusefs *fs, int fd, const struct stat *st)
 		errno = ENOMEM;
 		return NULL;
 	}
+	if (is_made && fs->coherent != NULL && inode->type == S_IFDIR)
+		coherent_watch(fs->coherent, inode);
 	if (is_made)
 		inode_fd_made(fs);
 	else
@@ -291,6 +294,8 @@ static void inode_destroy(struct inode *inode)
 	if (file != NULL)
 		cache_file_destroy(file);
 	passthrough_forget(inode->fs->passthrough, inode);
+	if (inode->watch != NULL)
+		coherent_unwatch(inode->fs->coherent, inode);
 	if (inode->fd >= 0)
 		inode_fd_close(inode);
 	free(inode->handle);
@@ -396,6 +401,18 @@ void inode_ref(struct inode *inode)
 	pthread_mutex_lock(&inode->fs->table_lock);
 	ref_locked(inode);
 	pthread_mutex_unlock(&inode->fs->table_lock);
+}
+
+bool inode_ref_if_known(struct inode *inode)
+{
+	bool is_known;
+
+	pthread_mutex_lock(&inode->fs->table_lock);
+	is_known = inode->is_hashed;
+	if (is_known)
+		ref_locked(inode);
+	pthread_mutex_unlock(&inode->fs->table_lock);
+	return is_known;
 }
 
 void inode_unref(struct inode *inode)
@@ -507,6 +524,8 @@ void inodes_destroy(struct fusefs *fs)
 		if (inode != &fs->root)
 			inode_destroy(inode);
 	}
+	if (fs->root.watch != NULL)
+		coherent_unwatch(fs->coherent, &fs->root);
 	if (fs->root.fd >= 0)
 		close(fs->root.fd);
 	free(fs->root.handle);

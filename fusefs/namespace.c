@@ -1,5 +1,5 @@
 /* namespace.c - names: lookup, and everything that makes, moves or removes one. */
-#include "fusefs/fusefs.h"
+#include "fusefs/coherent.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,16 @@ void fill_entry(struct inode *inode, struct fuse_entry_param *entry)
 	entry->ino = inode_number(inode);
 	entry->generation = inode->generation;
 	entry->attr.st_ino = inode_shown_number(inode->volume, entry->attr.st_ino);
-	entry->attr_timeout = entry->entry_timeout = inode->fs->timeout_seconds;
+	entry->attr_timeout = entry->entry_timeout = attr_timeout(inode->fs, &entry->attr);
+}
+
+double attr_timeout(const struct fusefs *fs, const struct stat *st)
+{
+	unsigned timeout_ms = atomic_load(&fs->timeout_ms);
+
+	if (st->st_nlink > 1 && !S_ISDIR(st->st_mode) && timeout_ms > DEFAULT_TIMEOUT_MS)
+		timeout_ms = DEFAULT_TIMEOUT_MS;
+	return timeout_ms / 1000.0;
 }
 
 /* Of a known inode the attributes are all that is to be got: its descriptor keeps the number from being used again. */
@@ -50,7 +59,7 @@ int look_up(struct inode *parent, int parent_fd, const char *name, bool is_known
 	struct inode *inode = NULL;
 	int err = 0;
 
-	*entry = (struct fuse_entry_param){.entry_timeout = parent->fs->timeout_seconds};
+	*entry = (struct fuse_entry_param){.entry_timeout = atomic_load(&parent->fs->timeout_ms) / 1000.0};
 	if (is_known)
 		inode = look_up_known(parent->fs, parent_fd, name, &entry->attr, &err);
 	if (inode == NULL && err == 0)
@@ -70,6 +79,8 @@ static void look_up_self(fuse_req_t req, fuse_ino_t ino)
 	struct fuse_entry_param entry = {0};
 	int err = inode == NULL ? -ESTALE : inode_stat(inode, &entry.attr);
 
+	if (err == 0 && entry.attr.st_nlink == 0)
+		err = -ESTALE;
 	if (err < 0) {
 		if (inode != NULL)
 			inode_forget(inode, 1);

@@ -13,25 +13,30 @@
 
 struct raw_options {
 	char *device, *capacity, *chunk, *bounce, *cpu_access, *migrate, *migrate_min, *writeback_interval, *read_timeout, *lease_timeout, *allow_kernels, *transport;
-	int allow_other, is_read_only, is_foreground, is_debug;
+	int allow_other, is_coherent, nfs_export, is_read_only, is_foreground, is_debug;
+	char *kernel; /* options that are not ours, separated by commas */
 	char *unknown;
 };
 
 #define TEXT(name, field) {name "=%s", offsetof(struct raw_options, field), 0}
 #define FLAG(name, field) {name, offsetof(struct raw_options, field), 1}
+#define KERNEL(name) FUSE_OPT_KEY(name, KEY_KERNEL)
+#define IGNORED(name) FUSE_OPT_KEY(name, FUSE_OPT_KEY_DISCARD)
+enum { KEY_KERNEL = 1 };
 static const struct fuse_opt option_specs[] = {
 	TEXT("device", device), TEXT("capacity", capacity), TEXT("chunk", chunk), TEXT("bounce", bounce),
 	TEXT("cpu_access", cpu_access), TEXT("migrate", migrate), TEXT("migrate_min", migrate_min), TEXT("writeback_interval", writeback_interval),
 	TEXT("read_timeout", read_timeout), TEXT("lease_timeout", lease_timeout), TEXT("allow_kernels", allow_kernels), TEXT("transport", transport),
 	FLAG("allow_other", allow_other),
+	FLAG("coherent", is_coherent), FLAG("nfs_export", nfs_export),
 	FLAG("ro", is_read_only),
+	/* the kernel's, through libfuse */
+	KERNEL("suid"), KERNEL("nosuid"), KERNEL("dev"), KERNEL("nodev"), KERNEL("exec"), KERNEL("noexec"), KERNEL("sync"),
+	KERNEL("async"), KERNEL("dirsync"), KERNEL("noatime"), KERNEL("nodiratime"), KERNEL("nosymfollow"),
 	/* what mount(8) and fstab add of their own */
-	FUSE_OPT_KEY("rw", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("dev", FUSE_OPT_KEY_DISCARD),
-	FUSE_OPT_KEY("nodev", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("suid", FUSE_OPT_KEY_DISCARD),
-	FUSE_OPT_KEY("nosuid", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("exec", FUSE_OPT_KEY_DISCARD),
-	FUSE_OPT_KEY("auto", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("noauto", FUSE_OPT_KEY_DISCARD),
-	FUSE_OPT_KEY("user", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("nofail", FUSE_OPT_KEY_DISCARD),
-	FUSE_OPT_KEY("defaults", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("default_permissions", FUSE_OPT_KEY_DISCARD),
+	IGNORED("rw"), IGNORED("auto"), IGNORED("noauto"), IGNORED("user"), IGNORED("nouser"), IGNORED("users"), IGNORED("owner"),
+	IGNORED("group"), IGNORED("nofail"), IGNORED("_netdev"), IGNORED("defaults"), IGNORED("relatime"), IGNORED("norelatime"),
+	IGNORED("strictatime"), IGNORED("lazytime"), IGNORED("default_permissions"),
 	FUSE_OPT_END};
 
 static int refuse(char **error, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -52,7 +57,10 @@ static int keep_unknown(void *data, const char *arg, int key, struct fuse_args *
 	struct raw_options *raw = data;
 
 	(void)args;
-	if (key == FUSE_OPT_KEY_OPT && raw->unknown == NULL)
+	if (key == KEY_KERNEL)
+		return fuse_opt_add_opt(&raw->kernel, arg);
+	/* x-systemd.requires=..., for those that read fstab */
+	if (key == FUSE_OPT_KEY_OPT && raw->unknown == NULL && strncasecmp(arg, "x-", 2) != 0 && strncmp(arg, "comment=", 8) != 0)
 		raw->unknown = strdup(arg);
 	return 0;
 }
@@ -143,12 +151,18 @@ static int interpret(struct fusefs_options *options, struct raw_options *raw, ch
 	    (err = parse_choice("allow_kernels", raw->allow_kernels, "owner|all", &allow_kernels, error)) < 0 ||
 	    (err = parse_choice("transport", raw->transport, "auto|uring|dev", &transport, error)) < 0)
 		return err;
+	if (raw->nfs_export && geteuid() != 0)
+		return refuse(error, "nfs_export: file handles are root's to open; leave it out, or mount as root");
 	options->cpu_access = (enum cache_cpu_access)cpu_access;
 	options->transport = (enum fusefs_transport)transport;
 	options->policy = (enum fusefs_policy)policy;
 	options->allow_all_kernels = allow_kernels == 1;
 	options->allow_other = raw->allow_other != 0;
+	options->is_coherent = raw->is_coherent != 0;
+	options->nfs_export = raw->nfs_export != 0;
 	options->is_read_only = raw->is_read_only != 0;
+	options->kernel_options = raw->kernel;
+	raw->kernel = NULL;
 	options->device = strdup(raw->device != NULL ? raw->device : "auto");
 	return options->device == NULL ? -ENOMEM : 0;
 }
@@ -210,6 +224,7 @@ static void raw_finish(struct raw_options *raw)
 	free(raw->allow_kernels);
 	free(raw->transport);
 	free(raw->unknown);
+	free(raw->kernel);
 }
 
 int fusefs_options_parse(struct fusefs_options *options, const char *source, const char *mountpoint,
@@ -246,4 +261,5 @@ void fusefs_options_finish(struct fusefs_options *options)
 	free(options->source);
 	free(options->mountpoint);
 	free(options->device);
+	free(options->kernel_options);
 }

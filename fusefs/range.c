@@ -24,7 +24,7 @@ struct change {
 	int fd, from_fd, mode;
 	off_t off, from_off, len;
 	size_t copied;
-	bool drops_set_ids; /* the kernel does not say of these calls */
+	mode_t set_ids; /* to be dropped; the kernel does not see to it for these calls */
 };
 
 static int change_apply(struct cache_mutation *mutation)
@@ -120,6 +120,11 @@ void set_size(struct inode *inode, int fd, off_t size, void (*then)(void *user, 
 	change_start(&change->change, first, INT64_MAX - first, true);
 }
 
+static mode_t set_ids_of(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	return may_keep_set_ids(req) ? 0 : set_ids_to_drop(req, handle_of(fi)->fd);
+}
+
 /* ---- fallocate ---- */
 
 struct request_change {
@@ -131,8 +136,7 @@ static int call_fallocate(struct change *change)
 {
 	if (fallocate(change->fd, change->mode, change->off, change->len) < 0)
 		return -errno;
-	if (change->drops_set_ids)
-		drop_set_ids(change->fd);
+	drop_set_ids(change->fd, change->set_ids);
 	return 0;
 }
 
@@ -156,7 +160,7 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 	*change = (struct request_change){.change = {.inode = inode_of(req, ino), .call = call_fallocate,
 						     .then = answer_status, .user = change, .fd = handle_of(fi)->fd,
 						     .mode = mode, .off = off, .len = len,
-						     .drops_set_ids = !may_keep_set_ids(req)},
+						     .set_ids = set_ids_of(req, fi)},
 					  .req = req};
 	if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
 		end = INT64_MAX;
@@ -180,8 +184,7 @@ static int call_copy(struct change *change)
 	if (n < 0)
 		return -errno;
 	change->copied = (size_t)n;
-	if (change->drops_set_ids)
-		drop_set_ids(change->fd);
+	drop_set_ids(change->fd, change->set_ids);
 	return 0;
 }
 
@@ -227,7 +230,7 @@ static void op_copy_file_range(fuse_req_t req, fuse_ino_t from_ino, off_t from_o
 						     .then = answer_copied, .user = change, .fd = handle_of(fi)->fd,
 						     .from_fd = handle_of(from_fi)->fd, .off = off,
 						     .from_off = from_off, .len = (off_t)len,
-						     .drops_set_ids = !may_keep_set_ids(req)},
+						     .set_ids = set_ids_of(req, fi)},
 					  .req = req};
 	flush_device(inode_of(req, from_ino), source_is_flushed, change);
 }

@@ -8,6 +8,7 @@
  * flushing the kernel's dirty pages need WRITEs to be answered: clients' sessions end, the kernel flushes its pages,
  * everything is written back; only then the session ends and the mount goes away. Further signals change nothing.
  */
+#include "fusefs/coherent.h"
 #include "fusefs/control.h"
 #include "fusefs/fusefs.h"
 #include "fusefs/loop.h"
@@ -116,6 +117,8 @@ static struct fuse_session *new_session(struct fusefs *fs)
 	    fuse_opt_add_arg(&args, "-odefault_permissions") == 0 &&
 	    (!fs->options->allow_other || fuse_opt_add_arg(&args, "-oallow_other") == 0) &&
 	    (!fs->options->is_read_only || fuse_opt_add_arg(&args, "-oro") == 0) &&
+	    (fs->options->kernel_options == NULL ||
+	     (fuse_opt_add_arg(&args, "-o") == 0 && fuse_opt_add_arg(&args, fs->options->kernel_options) == 0)) &&
 	    (!fs->options->is_debug || fuse_opt_add_arg(&args, "-d") == 0))
 		session = fuse_session_new(&args, &ops, sizeof(ops), fs);
 	fuse_opt_free_args(&args);
@@ -254,9 +257,7 @@ static void raise_descriptor_limit(struct fusefs *fs)
 	fs->max_fds = 512;
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
 		return;
-	if (fs->options->max_descriptors > 0)
-		limit.rlim_max = fs->options->max_descriptors;
-	else if (fs->is_root && limit.rlim_max < more.rlim_max && setrlimit(RLIMIT_NOFILE, &more) == 0)
+	if (fs->is_root && limit.rlim_max < more.rlim_max && setrlimit(RLIMIT_NOFILE, &more) == 0)
 		limit = more;
 	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
@@ -423,7 +424,7 @@ static int open_transport(struct fusefs *fs, fusefs_tell tell, void *user)
 
 int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *user)
 {
-	struct fusefs fs = {.options = options, .owner = getuid(), .is_root = geteuid() == 0, .timeout_seconds = 1.0};
+	struct fusefs fs = {.options = options, .owner = getuid(), .is_root = geteuid() == 0, .timeout_ms = DEFAULT_TIMEOUT_MS};
 	struct cache_config config = cache_config_of(options);
 	struct signal_watch watch = {0};
 	char *error = NULL;
@@ -467,6 +468,16 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 		err = tell_error(tell, user, -ENOMEM, "out of memory");
 		goto out_session;
 	}
+	if (options->nfs_export && atomic_load(&fs.root.volume->mount_fd) < 0) {
+		err = tell_error(tell, user, -EOPNOTSUPP, "nfs_export: the filesystem of SOURCE %s has no file handles", options->source);
+		goto out_session;
+	}
+	err = options->is_coherent ? coherent_start(&fs) : 0;
+	if (err < 0) {
+		tell_error(tell, user, err, "coherent: fanotify: %s; it needs Linux 5.13 or newer, and a kernel built with it",
+			   strerror(-err));
+		goto out_session;
+	}
 	err = control_start(&fs, &fs.control);
 	if (err < 0) {
 		tell_error(tell, user, err, "the control socket: %s", strerror(-err));
@@ -489,6 +500,8 @@ out_session:
 	loop_destroy(fs.loop);
 	uring_destroy(fs.uring);
 	pruner_stop(&fs);
+	if (fs.coherent != NULL)
+		coherent_stop(fs.coherent);
 	if (fs.notifiers != NULL)
 		repliers_stop(fs.notifiers);
 	if (fs.session != NULL)
@@ -497,6 +510,8 @@ out_session:
 	if (fs.repliers != NULL)
 		repliers_stop(fs.repliers); /* they may be giving buffers back to the cache */
 	inodes_destroy(&fs);
+	if (fs.coherent != NULL)
+		coherent_destroy(fs.coherent);
 	cache_destroy(fs.cache); /* its threads may be destroying inodes that went idle */
 	if (fs.passthrough != NULL)
 		passthrough_destroy(fs.passthrough);

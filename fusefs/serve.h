@@ -14,6 +14,7 @@ enum fusefs_policy { POLICY_AUTO, POLICY_NEVER, POLICY_ALWAYS };
 struct fusefs_options {
 	char *source, *mountpoint; /* absolute */
 	char *device;
+	char *kernel_options; /* suid, noatime, ...; NULL: none */
 	uint64_t capacity_bytes, chunk_bytes, bounce_bytes; /* 0: the default */
 	enum cache_cpu_access cpu_access;
 	uint64_t migrate_min_bytes; /* smaller files stay off the device but for as long as they are leased */
@@ -22,8 +23,7 @@ struct fusefs_options {
 	unsigned writeback_interval_ms, read_timeout_ms, lease_timeout_ms;
 	bool allow_all_kernels;
 	bool allow_other, default_permissions, is_read_only;
-	bool nfs_export;
-	unsigned max_descriptors; /* 0: as many as may be */
+	bool nfs_export, is_coherent;
 	bool is_foreground, is_debug;
 };
 

@@ -11,6 +11,7 @@ enum { EXIT_FAILED = 1, EXIT_MISUSE = 2 };
 
 int command_mount(int argc, char **argv);
 int command_umount(int argc, char **argv);
+int mount_helper(int argc, char **argv);
 int command_run(int argc, char **argv);
 int command_exec(int argc, char **argv);
 int command_status(int argc, char **argv);

@@ -111,6 +111,10 @@ static void print_help(FILE *to)
 
 int main(int argc, char **argv)
 {
+	const char *called = argc > 0 ? basename(argv[0]) : "";
+
+	if (strcmp(called, "mount.fuse.hmmfs") == 0)
+		return mount_helper(argc, argv);
 	if (argc < 2) {
 		print_help(stderr);
 		return EXIT_MISUSE;
@@ -132,7 +136,7 @@ int main(int argc, char **argv)
 		argv[1] = name; /* what argp calls the program in its messages */
 		return commands[i].run(argc - 1, argv + 1);
 	}
-	/* mount -t fuse.hmmfs, through mount.fuse3(8): hmmfs SOURCE MOUNTPOINT -o OPTIONS */
+	/* mount -t fuse.hmmfs where our helper is not installed, through mount.fuse3(8): hmmfs SOURCE MOUNTPOINT -o OPTIONS */
 	if (argc > 2 && argv[1][0] == '/')
 		return command_mount(argc, argv);
 	return misuse("%s: no such command; see hmmfs --help", argv[1]);

@@ -5,9 +5,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 enum { LISTS_MAX = 64 };
@@ -43,7 +46,9 @@ static const char doc[] =
 	"  lease_timeout=TIME              when a lease that others wait for is revoked (30s; 0: never)\n"
 	"  allow_kernels=owner|all         whose own kernels may run (owner)\n"
 	"  transport=auto|uring|dev        how requests come: FUSE over io_uring, or /dev/fuse (auto: uring where it is on)\n"
-	"  allow_other, ro                 as in fuse(8)\n"
+	"  coherent                        others' changes of SOURCE are seen at once\n"
+	"  nfs_export                      file handles stay valid while the daemon runs (root)\n"
+	"  allow_other, ro, suid, dev, ... as in mount(8) and fuse(8)\n"
 	"Exit status: 0 mounted (with -f: unmounted), 1 failure, 2 misuse.";
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -93,11 +98,35 @@ static void to_background(void)
 	}
 }
 
+/* systemd's Type=notify. What fails here shows as a start that never ends. */
+static void tell_service_manager(void)
+{
+	static const char message[] = "READY=1";
+	const char *path = getenv("NOTIFY_SOCKET");
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	socklen_t size;
+	int fd;
+
+	if (path == NULL || strlen(path) >= sizeof(address.sun_path))
+		return;
+	memcpy(address.sun_path, path, strlen(path));
+	size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+	if (path[0] == '@')
+		address.sun_path[0] = '\0'; /* an abstract one */
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0 || sendto(fd, message, sizeof(message) - 1, MSG_NOSIGNAL, (struct sockaddr *)&address, size) < 0)
+		fprintf(stderr, "hmmfs: telling the service manager: %s\n", strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
 static void tell(void *user, bool is_ready, const char *line)
 {
 	struct teller *teller = user;
 
 	teller->has_failed = !is_ready;
+	if (is_ready)
+		tell_service_manager();
 	if (teller->fd < 0) {
 		if (!is_ready) /* otherwise the log has it, on stderr */
 			fprintf(stderr, "hmmfs: %s\n", line);

@@ -1,5 +1,5 @@
 """harness.py - a real mount for a test: its own source, mount point and daemon, gone when the test ends, however it ends."""
-import contextlib, errno, fcntl, json, os, shutil, subprocess, tempfile, time
+import contextlib, ctypes, errno, fcntl, json, os, resource, shutil, subprocess, tempfile, time
 import cuda
 
 BUILD = os.environ.get("HMMFS_TEST_BUILD", "")
@@ -64,11 +64,17 @@ class Mount:
         os.makedirs(self.point, exist_ok=True)
         o = dict(device=DEVICE, cpu_access=CPU_ACCESS, transport=TRANSPORT, capacity=CAPACITY, chunk=CHUNK, bounce="8M", migrate_min="0") | options
         self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items() if v is not None)
-        self.daemon = None
+        self.daemon, self.descriptors = None, None
+
+    def limit(self):
+        """In the child: no more descriptors than that, and no right to raise the limit."""
+        if self.descriptors:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.descriptors))
+            ctypes.CDLL(None).prctl(24, 24)  # PR_CAPBSET_DROP, CAP_SYS_RESOURCE
 
     def start(self, terminal=None):
         self.daemon = subprocess.Popen([HMMFS, "mount", self.source, self.point, "-f", "-o", self.options],
-                                       stderr=subprocess.PIPE if terminal is None else terminal, start_new_session=True,
+                                       stderr=subprocess.PIPE if terminal is None else terminal, start_new_session=True, preexec_fn=self.limit,
                                        env=os.environ | daemon_environment)
         if terminal is not None:
             wait_until(lambda: os.path.ismount(self.point) or self.daemon.poll() is not None, "the daemon serves")

@@ -1,7 +1,8 @@
 """tests_mount.py - mounting, and unmounting without loss."""
-import ctypes, errno, os, pty, pwd, shutil, signal, stat, subprocess, tempfile, traceback
+import ctypes, errno, os, pty, shutil, signal, socket, subprocess, tempfile, traceback
 from device import EXCLUSIVE, Region
-from harness import BUILD, CAPACITY_CHUNKS, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises, windows
+from harness import CAPACITY_CHUNKS, CHUNK, DEVICE, HMMFS, command, data_of, mounted, raises, wait_until, windows
+from user import mounted_by_an_ordinary_user
 
 
 def dirty_chunks(m, n, what):
@@ -106,57 +107,15 @@ def bad_options_are_one_line_and_no_mount():
             assert not os.path.ismount(b)
 
 
-def open_dev_fuse(scratch):
-    """Has a /dev/fuse open to all, as distributions do, in a mount namespace of this process's own."""
-    node, libc = os.path.join(scratch, "fuse"), ctypes.CDLL(None, use_errno=True)
-    os.mknod(node, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
-    os.chmod(node, 0o666)
-    MS_BIND, MS_REC, MS_PRIVATE, CLONE_NEWNS = 0x1000, 0x4000, 1 << 18, 0x20000
-    assert libc.unshare(CLONE_NEWNS) == 0 and libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None) == 0
-    assert libc.mount(node.encode(), b"/dev/fuse", None, ctypes.c_ulong(MS_BIND), None) == 0, os.strerror(ctypes.get_errno())
-
-
 def daemon_without_privilege_serves_its_user():
-    if os.geteuid() != 0 or not BUILD:
-        return "needs root to become another user, and hmmfs built and not installed"
-    child = os.fork()  # the namespace is to end with it
-    if child == 0:
-        try:
-            _serve_without_privilege()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-
-
-def _serve_without_privilege():
-    uid = pwd.getpwnam("nobody").pw_uid
-    scratch = tempfile.mkdtemp(prefix="hmmfs-test-")
-    os.chmod(scratch, 0o755)
-    for d, name in (("tools", "hmmfs"), ("client", "libhmmfs.so.0"), ("gpu", "hmmfs-device")):
-        os.mkdir(os.path.join(scratch, d))
-        shutil.copy(os.path.join(BUILD, d, name), os.path.join(scratch, d))
-    if os.stat("/dev/fuse").st_mode & 6 != 6:
-        open_dev_fuse(scratch)
-    source, point = os.path.join(scratch, "s"), os.path.join(scratch, "m")
-    for d in (source, point):
-        os.mkdir(d), os.chown(d, uid, uid)
-    mine = lambda *a, **o: subprocess.run(a, user=uid, group=uid, extra_groups=[], env={"PATH": os.environ["PATH"], "HOME": scratch},
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, cwd="/", **o)
-    hmmfs = os.path.join(scratch, "tools/hmmfs")
-    try:
-        r = mine(hmmfs, "mount", source, point, "-o", "device=host,capacity=4M,chunk=64K,bounce=8M")
-        assert r.returncode == 0, r.stderr
+    def served(hmmfs, source, point, mine):
         assert mine("sh", "-c", f"head -c 200000 /dev/zero > {point}/f").returncode == 0
         assert mine(hmmfs, "run", "fill", "7", f"{point}/f").returncode == 0
         assert b"1400000" in mine(hmmfs, "run", "sum", f"{point}/f").stdout
         raises(errno.EACCES, os.listdir, point)  # not even root gets in without allow_other
         assert mine(hmmfs, "umount", point).returncode == 0
         assert open(os.path.join(source, "f"), "rb").read() == b"\7" * 200000
-    finally:
-        mine("fusermount3", "-u", "-z", "-q", point)
-        shutil.rmtree(scratch, ignore_errors=True)
+    return mounted_by_an_ordinary_user(served)
 
 
 def background_mount_lets_go_of_its_callers_pipes():
@@ -169,3 +128,95 @@ def background_mount_lets_go_of_its_callers_pipes():
             assert m.status()["device"]["backend"] == DEVICE
         finally:
             command(HMMFS, "umount", m.point)
+
+
+def _with_helper(work):
+    """work(mount) in a mount namespace whose /sbin has the helper, as an installation has."""
+    if os.geteuid():
+        return "needs root"
+    reader, writer = os.pipe()
+    with mounted() as m:
+        m.umount()
+        scratch = os.path.dirname(m.source)
+        child = os.fork()
+        if child == 0:
+            try:
+                libc = ctypes.CDLL(None, use_errno=True)
+                flags = lambda n: ctypes.c_ulong(n)
+                assert libc.unshare(0x20000) == 0 and libc.mount(b"none", b"/", None, flags(0x44000), None) == 0  # NEWNS; REC, PRIVATE
+                room, sbin = os.path.join(scratch, "room"), os.path.realpath("/sbin")
+                os.mkdir(room)
+                assert libc.mount(b"none", room.encode(), b"tmpfs", flags(0), None) == 0
+                os.mkdir(room + "/upper"), os.mkdir(room + "/work")
+                if libc.mount(b"none", sbin.encode(), b"overlay", flags(0), f"lowerdir={sbin},upperdir={room}/upper,workdir={room}/work".encode()):
+                    os.write(writer, b"this kernel or container has no overlayfs"), os._exit(0)
+                os.symlink(os.path.abspath(HMMFS), f"{sbin}/mount.fuse.hmmfs")
+                work(m)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                subprocess.run(["umount", "-i", "-l", m.point], stderr=subprocess.DEVNULL)
+                os._exit(1)
+        os.close(writer)
+        with os.fdopen(reader) as f:
+            why_not = f.read()
+        assert os.waitpid(child, 0)[1] == 0
+        return why_not or None
+
+
+def mount_and_umount_know_the_type():
+    """mount -t fuse.hmmfs, a line of fstab; umount loses nothing, and works when the daemon is dead."""
+    def work(m):
+        daemon = lambda: command("pgrep", "-f", f"{m.source} {m.point}", ok=(0, 1)).split()
+        fstab = os.path.join(os.path.dirname(m.source), "fstab")
+        with open(fstab, "w") as f:
+            f.write(f"{m.source} {m.point} fuse.hmmfs {m.options},writeback_interval=0,noauto,nofail,noatime,suid,x-systemd.automount,comment=x 0 0\n")
+        for how in (["mount", "-t", "fuse.hmmfs", m.source, m.point, "-o", m.options + ",writeback_interval=0,nodev"], ["mount", "-T", fstab, m.point]):
+            assert command(*how).startswith("hmmfs: ")
+            line = [l.split() for l in open("/proc/self/mountinfo") if m.point in l][-1]
+            assert "nosuid" not in line[5] and ("nodev" in line[5]) == ("-t" in how) and ("noatime" in line[5]) == ("-T" in how), line
+            want = dirty_chunks(m, 5, str(how).encode()[:20])
+            command("umount", m.point)
+            wait_until(lambda: not daemon(), "the daemon has ended")
+            assert not os.path.ismount(m.point) and m.backing("f") == want
+        assert command("mount", "-f", "-t", "fuse.hmmfs", m.source, m.point) == "" and not os.path.ismount(m.point)
+        assert command("mount", "-t", "fuse.hmmfs", m.source, m.point, "-o", "capacity=no", ok=(2, 32)).count("\n") == 1
+        command("mount", "-t", "fuse.hmmfs", m.source, m.point, "-o", m.options)
+        os.kill(int(daemon()[0]), signal.SIGKILL)
+        wait_until(lambda: outcome_of(os.stat, m.point) == errno.ENOTCONN, "the daemon is dead")
+        command("umount", m.point)
+        assert not os.path.ismount(m.point)
+    return _with_helper(work)
+
+
+def outcome_of(call, *args):
+    try:
+        call(*args)
+    except OSError as e:
+        return e.errno
+
+
+def service_manager_is_told_when_the_mount_is_ready():
+    with mounted() as m:
+        m.umount()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.bind(os.path.join(os.path.dirname(m.source), "notify"))
+            s.settimeout(60)
+            os.environ["NOTIFY_SOCKET"] = s.getsockname()
+            try:
+                m.start()
+            finally:
+                del os.environ["NOTIFY_SOCKET"]
+            assert s.recv(100) == b"READY=1"
+        m.umount()
+
+
+def units_are_well_formed():
+    if not shutil.which("systemd-analyze"):
+        return "needs systemd-analyze"
+    with tempfile.TemporaryDirectory() as scratch:
+        units = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools/systemd")
+        for name, kind in (("hmmfs@.service", "--user"), ("mnt-hmmfs.mount", "--system")):
+            with open(os.path.join(units, name)) as f, open(os.path.join(scratch, name.replace("@", "@x")), "w") as g:
+                g.write(f.read().replace("=hmmfs ", f"={os.path.abspath(HMMFS)} "))
+            command("systemd-analyze", "verify", "--man=no", kind, os.path.join(scratch, name.replace("@", "@x")), env=os.environ | {"XDG_RUNTIME_DIR": scratch})
