@@ -209,6 +209,7 @@ static bool give_up_fd(struct inode *inode)
 		fd = inode->fd;
 		inode->fd = -1;
 		inode->fd_users = 0;
+		pthread_cond_broadcast(inode_fd_given(inode));
 		at.inode = NULL; /* nothing to give back */
 	}
 	pthread_mutex_unlock(inode_lock(inode));
@@ -266,6 +267,12 @@ void inode_fd_made(struct fusefs *fs)
 
 void inode_fd_close(struct inode *inode)
 {
+	pthread_mutex_lock(inode_lock(inode));
+	while (inode->fd_users > 0)
+		pthread_cond_wait(inode_fd_given(inode), inode_lock(inode));
+	pthread_mutex_unlock(inode_lock(inode));
+	if (inode->fd < 0)
+		return;
 	close(inode->fd);
 	inode->fd = -1;
 	atomic_fetch_sub(&inode->fs->n_fds, 1);
@@ -316,11 +323,15 @@ struct inode_fd inode_fd_take(struct inode *inode)
 
 void inode_fd_give(struct inode_fd *fd)
 {
+	pthread_mutex_t *lock;
+
 	if (fd->inode == NULL)
 		return;
-	pthread_mutex_lock(inode_lock(fd->inode));
-	fd->inode->fd_users--;
-	pthread_mutex_unlock(inode_lock(fd->inode));
+	lock = inode_lock(fd->inode);
+	pthread_mutex_lock(lock);
+	if (--fd->inode->fd_users == 0)
+		pthread_cond_broadcast(inode_fd_given(fd->inode));
+	pthread_mutex_unlock(lock); /* the inode may be gone */
 }
 
 int inode_stat(struct inode *inode, struct stat *st)

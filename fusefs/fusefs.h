@@ -123,6 +123,7 @@ struct fusefs {
 	size_t max_fds;
 	struct pruner *pruner;    /* NULL: handles take the place of descriptors */
 	pthread_mutex_t locks[INODE_LOCKS];
+	pthread_cond_t fd_given[INODE_LOCKS]; /* an inode's fd_users came to 0 */
 	atomic_uint n_prefetches; /* of policy always, under way; atomic: only a bound */
 	size_t n_refs;        /* table_lock; of all inodes */
 	pthread_cond_t refs_are_gone; /* n_refs came to 0 */
@@ -168,6 +169,10 @@ static inline pthread_mutex_t *inode_lock(struct inode *inode)
 {
 	return &inode->fs->locks[((uintptr_t)inode >> 6) % INODE_LOCKS];
 }
+static inline pthread_cond_t *inode_fd_given(struct inode *inode)
+{
+	return &inode->fs->fd_given[((uintptr_t)inode >> 6) % INODE_LOCKS];
+}
 /* Waits until nobody holds a reference: prefetches and evictions of our own have ended. */
 void inodes_wait(struct fusefs *fs);
 void inodes_destroy(struct fusefs *fs);
@@ -175,7 +180,8 @@ enum fusefs_policy inode_policy(struct inode *inode);
 void inode_idle(void *fs, void *owner); /* cache_callbacks.file_idle */
 
 /* descriptor.c */
-/* An inode's descriptor, for the scope that it is declared in. fd: O_PATH, or negative errno. */
+/* An inode's descriptor, for the scope that it is declared in. fd: O_PATH, or negative errno. The scope may end after the
+ * request is answered, and the kernel may forget the inode then: it is not freed before. */
 struct inode_fd {
 	struct inode *inode;
 	int fd;
@@ -198,6 +204,7 @@ bool inode_is_behind(struct inode *inode, int fd);
 /* Gives the inode a descriptor if it has none; takes fd. */
 void inode_adopt_fd(struct inode *inode, int fd);
 void inode_fd_made(struct fusefs *fs); /* an inode was made with one */
+/* For an inode that is about to be freed: waits for the ends of scopes, which wait for nothing, and closes it. */
 void inode_fd_close(struct inode *inode);
 void volumes_destroy(struct fusefs *fs);
 /* The volume of a device, found or made; fd: a file on it. NULL: no memory. */

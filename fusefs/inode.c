@@ -270,8 +270,10 @@ int inode_table_init(struct fusefs *fs)
 
 	pthread_mutex_init(&fs->table_lock, NULL);
 	pthread_cond_init(&fs->refs_are_gone, NULL);
-	for (size_t i = 0; i < INODE_LOCKS; i++)
+	for (size_t i = 0; i < INODE_LOCKS; i++) {
 		pthread_mutex_init(&fs->locks[i], NULL);
+		pthread_cond_init(&fs->fd_given[i], NULL);
+	}
 	fs->root = (struct inode){.fs = fs, .type = S_IFDIR, .lookups = 1};
 	fs->root.fd = open(fs->options->source, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fs->root.fd < 0 || fstat(fs->root.fd, &st) < 0)
@@ -296,8 +298,7 @@ static void inode_destroy(struct inode *inode)
 	passthrough_forget(inode->fs->passthrough, inode);
 	if (inode->watch != NULL)
 		coherent_unwatch(inode->fs->coherent, inode);
-	if (inode->fd >= 0)
-		inode_fd_close(inode);
+	inode_fd_close(inode);
 	free(inode->handle);
 	free(inode);
 }

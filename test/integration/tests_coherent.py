@@ -17,8 +17,11 @@ def until(holds, what):
     raise SystemExit("never seen: " + what)
 
 def text(n):
-    with open(at(n)) as f:
-        return f.read()
+    try:
+        with open(at(n)) as f:
+            return f.read()
+    except FileNotFoundError:
+        return None
 
 os.makedirs(at("d/e"))
 for n in ("f", "gone", "moved", "d/e/f"):

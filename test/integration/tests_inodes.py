@@ -154,6 +154,29 @@ assert held.read() == "held" and os.getcwd() == at("d") and open("held").read() 
     return mounted_by_an_ordinary_user(work, descriptors=400)
 
 
+def inodes_are_forgotten_while_others_use_their_neighbours():
+    """A directory is forgotten right after the answer to a call in it. Processes that make and remove trees, for a sanitizer to watch."""
+    script = """
+import os, sys
+for turn in range(60):
+    top = path = f"{sys.argv[1]}/{os.getpid()}"
+    os.mkdir(top)
+    for i in range(8):
+        open(path + "/f", "w").close(), os.symlink("f", path + "/l"), os.mkdir(path + "/d")
+        path += "/d"
+    while path != os.path.dirname(top):
+        for name in ("f", "l"):
+            if os.path.lexists(f"{path}/{name}"):
+                os.unlink(f"{path}/{name}")
+        os.rmdir(path)
+        path = os.path.dirname(path)
+"""
+    with mounted(coherent=True) as m:
+        children = [subprocess.Popen([sys.executable, "-c", script, m.point]) for _ in range(4)]
+        assert [c.wait() for c in children] == [0] * 4 and os.listdir(m.source) == []
+        m.umount()
+
+
 # ---- several filesystems ----
 
 def filesystems_below_the_source_have_numbers_of_their_own():
