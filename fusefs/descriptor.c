@@ -240,9 +240,7 @@ bool descriptors_freed(struct fusefs *fs)
 
 	if (err != EMFILE && err != ENFILE)
 		return false;
-	if (fs->pruner != NULL)
-		pruner_wake(fs->pruner);
-	are_freed = give_up_fds(fs) > 0;
+	are_freed = fs->pruner != NULL ? pruner_wait(fs->pruner) : give_up_fds(fs) > 0;
 	errno = ENFILE;
 	return are_freed;
 }
@@ -276,6 +274,8 @@ void inode_fd_close(struct inode *inode)
 	close(inode->fd);
 	inode->fd = -1;
 	atomic_fetch_sub(&inode->fs->n_fds, 1);
+	if (inode->fs->pruner != NULL)
+		pruner_tell_freed(inode->fs->pruner);
 }
 
 /* Returns the inode's descriptor, in use if users is 1; fd, or, where another thread was faster, its. */

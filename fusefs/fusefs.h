@@ -217,7 +217,11 @@ size_t inodes_choose_victims(struct fusefs *fs, bool (*is_good)(struct inode *in
 /* prune.c. Without file handles: a thread that has the kernel forget inodes when descriptors run short. */
 int pruner_start(struct fusefs *fs);
 void pruner_wake(struct pruner *pruner);
+/* Waits, for a second at most, until a descriptor is closed. False: none was. */
+bool pruner_wait(struct pruner *pruner);
+void pruner_tell_freed(struct pruner *pruner);
 void pruner_stop(struct fusefs *fs);
+void pruner_destroy(struct pruner *pruner); /* no inode is destroyed any more */
 
 /* operations, by file */
 void namespace_operations(struct fuse_lowlevel_ops *ops);

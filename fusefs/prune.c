@@ -12,12 +12,15 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 struct pruner {
 	struct fusefs *fs;
 	pthread_t thread;
 	pthread_mutex_t mutex;
 	pthread_cond_t wanted;
+	pthread_cond_t freed;        /* n_freed moved on */
+	uint64_t n_freed;            /* mutex; descriptors closed so far */
 	bool is_wanted, is_stopping; /* mutex */
 };
 
@@ -94,6 +97,7 @@ int pruner_start(struct fusefs *fs)
 	pruner->fs = fs;
 	pthread_mutex_init(&pruner->mutex, NULL);
 	pthread_cond_init(&pruner->wanted, NULL);
+	pthread_cond_init(&pruner->freed, NULL);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	err = -pthread_create(&pruner->thread, NULL, pruner_main, pruner);
@@ -113,6 +117,36 @@ void pruner_wake(struct pruner *pruner)
 	pthread_mutex_unlock(&pruner->mutex);
 }
 
+/* The kernel's lock of the directory may be ours meanwhile, and the pruner wait for it. So not for long: inodes of other
+ * directories, and those it was asked to forget before, are what this waits for. */
+bool pruner_wait(struct pruner *pruner)
+{
+	struct timespec until;
+	uint64_t before;
+	bool are_freed;
+	int err = 0;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 1;
+	pthread_mutex_lock(&pruner->mutex);
+	pruner->is_wanted = true;
+	pthread_cond_signal(&pruner->wanted);
+	before = pruner->n_freed;
+	while (pruner->n_freed == before && err == 0)
+		err = pthread_cond_timedwait(&pruner->freed, &pruner->mutex, &until);
+	are_freed = pruner->n_freed != before;
+	pthread_mutex_unlock(&pruner->mutex);
+	return are_freed;
+}
+
+void pruner_tell_freed(struct pruner *pruner)
+{
+	pthread_mutex_lock(&pruner->mutex);
+	pruner->n_freed++;
+	pthread_cond_broadcast(&pruner->freed);
+	pthread_mutex_unlock(&pruner->mutex);
+}
+
 void pruner_stop(struct fusefs *fs)
 {
 	struct pruner *pruner = fs->pruner;
@@ -124,8 +158,12 @@ void pruner_stop(struct fusefs *fs)
 	pthread_cond_signal(&pruner->wanted);
 	pthread_mutex_unlock(&pruner->mutex);
 	pthread_join(pruner->thread, NULL);
-	fs->pruner = NULL;
+}
+
+void pruner_destroy(struct pruner *pruner)
+{
 	pthread_cond_destroy(&pruner->wanted);
+	pthread_cond_destroy(&pruner->freed);
 	pthread_mutex_destroy(&pruner->mutex);
 	free(pruner);
 }

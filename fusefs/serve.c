@@ -15,6 +15,7 @@
 #include "fusefs/passthrough.h"
 #include "fusefs/uring.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -249,7 +250,7 @@ static int watch_start(struct signal_watch *watch, struct fusefs *fs)
 
 /* ---- the life ---- */
 
-/* As many descriptors as may be; half of them for known inodes, the other half for open files and chunks. */
+/* As many descriptors as may be; see share_descriptors. */
 static void raise_descriptor_limit(struct fusefs *fs)
 {
 	struct rlimit limit, more = {1 << 20, 1 << 20};
@@ -262,6 +263,22 @@ static void raise_descriptor_limit(struct fusefs *fs)
 	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
 	fs->max_fds = limit.rlim_cur / 2;
+}
+
+/* Of those that are left when everything is set up, half are for known inodes, the other half for open files and chunks. */
+static void share_descriptors(struct fusefs *fs)
+{
+	struct rlimit limit;
+	size_t n_used = 0;
+	DIR *directory = opendir("/proc/self/fd");
+
+	if (directory == NULL)
+		return;
+	while (readdir(directory) != NULL)
+		n_used++;
+	closedir(directory);
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && n_used < limit.rlim_cur)
+		fs->max_fds = (limit.rlim_cur - n_used) / (fs->pruner == NULL ? 2 : 4); /* the pruner may fall behind */
 }
 
 static int serve_requests(struct fusefs *fs)
@@ -357,6 +374,7 @@ static int serve_mounted(struct fusefs *fs, struct signal_watch *watch, fusefs_t
 	struct cache_status status;
 	int err;
 
+	share_descriptors(fs);
 	announce(fs, tell, user);
 	serve_requests(fs);
 	if (has_readahead)
@@ -513,6 +531,8 @@ out_session:
 	if (fs.coherent != NULL)
 		coherent_destroy(fs.coherent);
 	cache_destroy(fs.cache); /* its threads may be destroying inodes that went idle */
+	if (fs.pruner != NULL)
+		pruner_destroy(fs.pruner);
 	if (fs.passthrough != NULL)
 		passthrough_destroy(fs.passthrough);
 	return err;

@@ -151,7 +151,7 @@ assert held.read() == "held" and os.getcwd() == at("d") and open("held").read() 
         r = mine(sys.executable if os.path.realpath(sys.executable).startswith("/usr") else "/usr/bin/python3", "-c", script, point)
         assert r.returncode == 0, r.stderr.decode()
         assert len(os.listdir(source)) == 1501 and mine(hmmfs, "umount", point).returncode == 0
-    return mounted_by_an_ordinary_user(work, descriptors=400)
+    return mounted_by_an_ordinary_user(work, descriptors=1000)
 
 
 def inodes_are_forgotten_while_others_use_their_neighbours():
