@@ -336,7 +336,8 @@ def file_flags_are_the_backings():
             fd = os.open(path, os.O_RDONLY)
             try:
                 if set_ is not None:
-                    fcntl.ioctl(fd, SET, struct.pack("l", set_))
+                    others, = struct.unpack("I", fcntl.ioctl(fd, GET, bytes(8))[:4])  # whether it has extents, say
+                    fcntl.ioctl(fd, SET, struct.pack("l", others & ~(APPEND | IMMUTABLE | NODUMP) | set_))
                 return struct.unpack("i", fcntl.ioctl(fd, GET, bytes(8))[:4])[0] & (APPEND | IMMUTABLE | NODUMP)
             finally:
                 os.close(fd)
