@@ -28,6 +28,7 @@ struct request {
 };
 
 struct disk_faults disk_faults;
+struct disk_plan disk_plan;
 static struct disk_file *file_of_fd[FDS_MAX];
 static bool is_direct_fd[FDS_MAX];
 static struct request *completed, **completed_tail = &completed;
@@ -66,6 +67,8 @@ int disk_file_open(struct disk_file *file, int flags)
 
 static uint64_t latency(void)
 {
+	if (disk_plan.latency_ns > 0)
+		return disk_plan.latency_ns;
 	return sim_chance(16) ? sim_random(20 * SIM_MS) : sim_random(200 * SIM_US);
 }
 
@@ -144,6 +147,10 @@ static int io_result(const struct request *request)
 
 static int perform(struct request *request)
 {
+	if (request->kind == FSYNC && disk_plan.interrupted_fsyncs > 0) {
+		disk_plan.interrupted_fsyncs--;
+		return -EINTR;
+	}
 	if (sim_chance(disk_faults.again))
 		return sim_chance(2) ? -EINTR : -EAGAIN;
 	if (sim_chance(disk_faults.error))
@@ -235,6 +242,7 @@ void ring_fsync(struct ring *ring, struct ring_file file, bool is_datasync, stru
 
 void ring_fallocate(struct ring *ring, struct ring_file file, int mode, off_t off, off_t len, struct ring_op *op)
 {
+	disk_plan.fallocates++;
 	submit(ring, file, op, (struct request){.kind = FALLOCATE, .mode = mode, .off = off, .len = (size_t)len});
 }
 
@@ -242,6 +250,7 @@ void ring_run(struct ring *ring, uint64_t timeout_ns)
 {
 	struct request *request;
 
+	disk_plan.ring_runs++;
 	if (completed == NULL && ring->wake_value == 0 && timeout_ns == UINT64_MAX)
 		sim_block(ring);
 	else if (completed == NULL && ring->wake_value == 0 && timeout_ns > 0)

@@ -27,6 +27,14 @@ struct disk_faults {
 };
 extern struct disk_faults disk_faults;
 
+/* For a scenario that knows what it wants (regressions.c), and what it saw. */
+struct disk_plan {
+	uint64_t latency_ns;         /* of what is asked for from now on; 0: random */
+	unsigned interrupted_fsyncs; /* how many more of the ring's get EINTR */
+	unsigned ring_runs, fallocates;
+};
+extern struct disk_plan disk_plan;
+
 void disk_file_init(struct disk_file *file, bool has_direct, bool direct_lies);
 void disk_file_finish(struct disk_file *file);
 /* A descriptor for the ring (and for fstat and lseek); negative errno. */

@@ -32,6 +32,7 @@ struct event {
 
 static struct sim_thread threads[THREADS_MAX];
 static struct sim_thread *current;
+static bool is_punctual;
 static bool is_in_event; /* an event's callback runs: it is no thread and can't wait */
 static struct event events[EVENTS_MAX];
 static size_t n_events;
@@ -167,6 +168,14 @@ static void run_event(void)
 	is_in_event = false;
 }
 
+/* Whether an event comes before the threads that can go on. */
+static bool is_event_next(void)
+{
+	if (n_events == 0)
+		return false;
+	return is_punctual ? events[0].at <= now : sim_chance(6);
+}
+
 /* ---- threads ---- */
 
 static struct sim_thread *pick(void)
@@ -182,7 +191,7 @@ static struct sim_thread *pick(void)
 		}
 		if (n == 0 && n_events == 0)
 			sim_fail("deadlock: nobody can go on");
-		if (n > 0 && (n_events == 0 || !sim_chance(6))) {
+		if (n > 0 && !is_event_next()) {
 			now += sim_random(2000);
 			return runnable[sim_random(n)];
 		}
@@ -269,7 +278,13 @@ void sim_init(uint64_t seed)
 	n_events = 0;
 	now = SIM_S; /* a clock that reads 0 is a special case nobody meets */
 	ticks = orders = 0;
+	is_punctual = false;
 	random_state = mixed(seed + 1);
+}
+
+void sim_be_punctual(void)
+{
+	is_punctual = true;
 }
 
 /* ---- what the cache calls (--wrap) ---- */
