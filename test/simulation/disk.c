@@ -43,6 +43,21 @@ void disk_file_init(struct disk_file *file, bool has_direct, bool direct_lies)
 		sim_fail("no memory for a file");
 }
 
+void disk_file_put(struct disk_file *file, const uint8_t *bytes, off_t size, bool is_sparse)
+{
+	static const uint8_t zeros[4096];
+
+	for (off_t off = 0; off < size; off += (off_t)sizeof(zeros)) {
+		size_t len = size - off < (off_t)sizeof(zeros) ? (size_t)(size - off) : sizeof(zeros);
+
+		if ((!is_sparse || memcmp(bytes + off, zeros, len) != 0) && pwrite(file->memfd, bytes + off, len, off) < 0)
+			sim_fail("pwrite to a memfd");
+	}
+	if (ftruncate(file->memfd, size) < 0)
+		sim_fail("ftruncate of a memfd");
+	memcpy(file->durable, bytes, (size_t)size);
+}
+
 void disk_file_finish(struct disk_file *file)
 {
 	close(file->memfd);
@@ -138,7 +153,9 @@ static int io_result(const struct request *request)
 		return -EINVAL;
 	if (request->is_direct && ((request->off | (off_t)len) & (DISK_SECTOR - 1)) != 0)
 		sim_fail("O_DIRECT of %zu bytes at %lld", len, (long long)request->off);
-	if (sim_chance(disk_faults.short_io) && len > DISK_SECTOR)
+	if (sim_chance(disk_faults.short_io) && !request->is_direct)
+		len = 1 + sim_random(len);
+	else if (sim_chance(disk_faults.short_io) && len > DISK_SECTOR)
 		len = (1 + sim_random(len / DISK_SECTOR)) * DISK_SECTOR;
 	n = request->kind == READ ? pread(request->file->memfd, request->buffer, len, request->off)
 				  : pwrite(request->file->memfd, request->buffer, len, request->off);
