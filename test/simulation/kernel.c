@@ -497,7 +497,6 @@ static bool write_page(struct sim_file *file, size_t first, size_t end, uint64_t
 		page->stamps[cell % PAGE_CELLS] = stamps[cell - first] = stamp_next();
 		note_store(file, cell, stamps[cell - first], start, STORE_OPEN, NULL);
 	}
-	page->is_uptodate |= end - first == PAGE_CELLS;
 	if (page->is_uptodate)
 		page_unlock(page);
 	return page->is_uptodate;
@@ -529,8 +528,13 @@ static ssize_t write_batch(struct sim_file *file, size_t first, size_t n, uint64
 	}
 	if (err == 0)
 		end_stores(file, first, taken, stamps);
-	if (!is_unlocked)
-		page_unlock(&file->pages[end_page - 1]);
+	if (!is_unlocked) {
+		struct page *kept = &file->pages[end_page - 1];
+
+		/* All of it is new only if the WRITE went from its beginning to its end. */
+		kept->is_uptodate = err == 0 && (first + taken) % PAGE_CELLS == 0 && first <= (end_page - 1) * PAGE_CELLS;
+		page_unlock(kept);
+	}
 	return err < 0 ? err : (ssize_t)taken;
 }
 

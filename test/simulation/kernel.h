@@ -3,8 +3,8 @@
  * over it, in the order of locks and requests that Linux 6.18 has (fs/fuse/file.c, dir.c, mm/truncate.c).
  *
  *   - a page is locked from the READ that fills it to its answer, and while it is removed;
- *   - write(2) holds the inode's lock, changes pages that are up to date, or that it covers, at once, and keeps another one
- *     locked until its WRITE is answered;
+ *   - write(2) holds the inode's lock, changes pages that are up to date at once, and keeps one that is not locked until
+ *     its WRITE is answered (Linux lets go of one that it covers wholly: docs/reliability.md, what is not simulated);
  *   - a store to a mapped page makes it dirty, and nobody is told; flushing it is a WRITE (writepage) under writeback;
  *   - invalidation goes through the pages in order, waits for locked ones, flushes dirty ones, and does not look back;
  *   - from before SETATTR (truncate) until its answer the flushing of dirty pages is held back (FUSE_NOWRITE);
