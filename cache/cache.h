@@ -156,6 +156,9 @@ void cache_sync_all(struct cache_sync *sync); /* every file of sync->cache */
  * check returns 0 or -EIO/-ENOSPC/... once for each error since *sample, and moves *sample on. */
 uint32_t cache_file_error_sample(struct cache_file *file);
 int cache_file_error_check(struct cache_file *file, uint32_t *sample);
+/* The owner of *sample met an error itself, in an fsync(2) of the backing, and is told of it: the others that are open are to
+ * be told at their next fsync. */
+void cache_file_error_met(struct cache_file *file, int err, uint32_t *sample);
 
 /* The backing was found changed behind our back (size, mtime, ctime): CLEAN chunks without a lease are
  * dropped, DIRTY ones kept and logged. Called at open. */

@@ -32,6 +32,7 @@ struct chunk {
 	bool is_stored;        /* by the mutation that froze it */
 	bool needs_sync;       /* counted in file->sync.outstanding */
 	bool needs_snapshot;   /* for that, one that starts from here on */
+	int logged_error;      /* of its writebacks since the last that succeeded: one line for each cause */
 	int fill_error;        /* of the last fill, told to the acquires that waited for it */
 	uint64_t cpu_bytes;    /* read by the CPU since the device last used it: policy auto */
 	uint64_t index;

@@ -61,7 +61,9 @@ static void transfer_end(struct transfer *transfer)
 	if (--transfer->outstanding > 0)
 		return;
 	transfer->done_task.run = transfer_done;
-	engine_ready(transfer->chunk->file->cache, &transfer->done_task);
+	/* Posted, so that completions come in between: of a transfer of nothing the next may be started at once, again and
+	 * again, until one of them does. */
+	engine_post(transfer->chunk->file->cache, &transfer->done_task);
 }
 
 static void piece_end(struct piece *piece, int status)

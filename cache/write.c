@@ -16,7 +16,8 @@ struct write_request {
 	struct write_request *prev, *next; /* file->writes */
 	struct cache_io *io;
 	struct cache_file *file;
-	unsigned outstanding;
+	unsigned outstanding; /* segments, and one for the step that starts them */
+	void (*then)(struct write_request *request); /* when they are done: what comes next, or the end */
 	bool is_listed;
 	int status;
 };
@@ -27,7 +28,7 @@ struct write_segment {
 	size_t at, len, done;
 	off_t off;
 	char *buffer;
-	bool is_gap; /* zeros between the old end of file and the WRITE, in a chunk that is on the device */
+	bool is_gap; /* zeros between the old end of file and the new one, in a chunk that is on the device */
 	struct task task;
 	struct ring_op ring_op;
 	struct device_op device_op;
@@ -44,8 +45,6 @@ static void write_end(struct write_request *request)
 	struct cache_file *file = request->file;
 	struct task *reader;
 
-	if (--request->outstanding > 0)
-		return;
 	DL_DELETE(file->writes, request);
 	while ((reader = task_list_take(&file->write_waiters)) != NULL)
 		engine_ready(file->cache, reader);
@@ -53,6 +52,12 @@ static void write_end(struct write_request *request)
 	io->op.done(&io->op, request->status);
 	file_leave(file);
 	free(request);
+}
+
+static void write_count_down(struct write_request *request)
+{
+	if (--request->outstanding == 0)
+		request->then(request);
 }
 
 bool write_overlaps(struct cache_file *file, off_t off, off_t end)
@@ -84,7 +89,7 @@ static void segment_end(struct write_segment *segment, int status)
 	if (status < 0)
 		request->status = status;
 	free(segment);
-	write_end(request);
+	write_count_down(request);
 }
 
 /* ---- to the backing ---- */
@@ -251,44 +256,56 @@ static void write_split(struct write_request *request)
 	struct cache *cache = request->file->cache;
 	off_t off = request->io->off, end = request->io->off + (off_t)request->io->len;
 
+	request->outstanding = 1;
+	request->then = write_end;
 	while (off < end && request->status == 0) {
 		off_t to = min_off(end, (off_t)((((uint64_t)off >> cache->chunk_shift) + 1) << cache->chunk_shift));
 
 		add_segment(request, off, to, false);
 		off = to;
 	}
-	write_end(request);
+	write_count_down(request);
 }
 
-/* The device copies behind the old end of file may hold anything a client stored there; the file has zeros. */
-static void fill_gap(struct write_request *request, off_t old_size)
+/* The end of file moves only now: until then a READ or a snapshot stops before what was zeroed. */
+static void end_zeroed(struct write_request *request)
 {
+	off_t end = request->io->off + (off_t)request->io->len;
+
+	if (request->file->size < end)
+		request->file->size = end;
+	write_split(request);
+}
+
+/* The device copies behind the old end of file may hold anything a client stored there; the file has zeros, until the WRITE's
+ * own bytes come. */
+static void zero_behind_end(struct write_request *request)
+{
+	off_t end = request->io->off + (off_t)request->io->len;
 	struct chunk *chunk, *next;
 
+	request->outstanding = 1;
+	request->then = end_zeroed;
 	HASH_ITER(hh, request->file->chunks, chunk, next) {
-		off_t from = max_off(old_size, chunk_offset(chunk)), to = min_off(request->io->off, chunk_end(chunk));
+		off_t from = max_off(request->file->size, chunk_offset(chunk)), to = min_off(end, chunk_end(chunk));
 
 		if (from < to && chunk->coherence.state != CHUNK_HOST && chunk->coherence.state != CHUNK_FILLING)
 			add_segment(request, from, to, true);
 	}
+	write_count_down(request);
 }
 
 static void write_extended(struct cache_file *file, void *user, int status)
 {
 	struct write_request *request = user;
-	off_t end = request->io->off + (off_t)request->io->len;
-	off_t old_size = file->size;
 
+	(void)file;
 	if (status < 0) {
 		request->status = status;
 		write_end(request);
 		return;
 	}
-	if (old_size < end) {
-		file->size = end;
-		fill_gap(request, old_size);
-	}
-	write_split(request);
+	zero_behind_end(request);
 }
 
 /* Whether part of it, or of the gap between the end of file and it, is on the device. */
@@ -318,7 +335,6 @@ static void write_task(struct cache *cache, struct task *task)
 	}
 	if (!file_is_ready(file, task))
 		return;
-	request->outstanding = 1;
 	if (request->io->off > file->size)
 		atomic_store(&file->is_sparse, true);
 	if (end > file->size && touches_device(request))

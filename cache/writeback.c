@@ -42,12 +42,15 @@ static void stored(struct chunk *chunk, void *user, int status)
 	if (status < 0) {
 		cache->stats.writeback_errors++;
 		file_record_error(file, status);
-		cache_log(cache, LOG_ERR, "%s: writing back bytes %lld..%lld failed, they stay on the device: %s",
-			  file_name(file), (long long)chunk_offset(chunk),
-			  (long long)min_off(chunk_end(chunk), file->size), strerror(-status));
+		if (chunk->logged_error != status)
+			cache_log(cache, LOG_ERR, "%s: writing back bytes %lld..%lld failed, they stay on the device: %s",
+				  file_name(file), (long long)chunk_offset(chunk),
+				  (long long)min_off(chunk_end(chunk), file->size), strerror(-status));
+		chunk->logged_error = status;
 	} else {
 		off_t bytes = min_off(chunk_end(chunk), file->size) - chunk_offset(chunk);
 
+		chunk->logged_error = 0;
 		cache->stats.writebacks++;
 		cache->stats.writeback_bytes += bytes > 0 ? (uint64_t)bytes : 0;
 		atomic_fetch_add(&file->write_generation, 1);

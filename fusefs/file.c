@@ -380,6 +380,14 @@ static int take_error(struct handle *handle, bool is_flush)
 	return err;
 }
 
+/* The backing may tell an error to the one descriptor that asked, and forget it (R6). */
+static void tell_others(struct handle *handle, int err)
+{
+	pthread_mutex_lock(&handle->lock);
+	cache_file_error_met(inode_cache_file(handle->inode), err, &handle->error_sample);
+	pthread_mutex_unlock(&handle->lock);
+}
+
 static int sync_backing(const struct file_sync *sync)
 {
 	int fd, result;
@@ -402,6 +410,9 @@ static void device_is_flushed(void *user, int status)
 	int err = take_error(sync->handle, sync->is_flush);
 	int backing_err = sync_backing(sync);
 
+	/* If there was an error already it may be the same one, and the others hear of that. */
+	if (err == 0 && backing_err < 0 && !sync->is_flush)
+		tell_others(sync->handle, backing_err);
 	if (err == 0 && status == -ENOMEM)
 		err = status;
 	if (err == 0)

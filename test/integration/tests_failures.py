@@ -116,6 +116,13 @@ def failed_fsync_of_the_backing_is_told():
             for fd in (a, b):
                 raises(errno.EIO, os.fsync, fd)
         for fd in (a, b):
+            os.fsync(fd)
+        with disk.failing("fsync", errno.ENOSPC):
+            raises(errno.ENOSPC, os.fsync, a)
+            late = os.open(m.path("f"), os.O_RDWR)
+        os.fsync(a), os.fsync(late)  # a has been told, and late was not there
+        raises(errno.ENOSPC, os.fdatasync, b)
+        for fd in (a, b, late):
             os.fsync(fd), os.close(fd)
         m.umount()
         assert disk.get("f") == b"!" + data_of(2 * CHUNK)[1:]
@@ -181,3 +188,4 @@ def unmount_that_would_lose_bytes_is_refused_or_told():
             said = m.daemon.stderr.read().decode()
             assert m.daemon.wait() == 1
         assert f"{2 * CHUNK} bytes could not be written back and are lost" in said and "source/f: " in said, said
+        assert said.count("failed, they stay on the device") == 2, said  # chunks; the tries are many

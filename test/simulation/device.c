@@ -15,6 +15,8 @@ struct gpu_chunk {
 	uint8_t *memory;
 	unsigned in_flight;
 	bool is_allocated; /* at its first operation */
+	bool is_freed;
+	struct gpu_chunk *next; /* of the device's, freed ones too: a second free is seen */
 };
 
 struct device {
@@ -22,6 +24,7 @@ struct device {
 	struct gpu_bounce bounce;
 	size_t n_chunks, n_allocated, n_others; /* n_others: chunks that somebody else has */
 	bool is_given_back;                     /* by those others, ever */
+	struct gpu_chunk *chunks;
 };
 
 struct copy {
@@ -36,16 +39,21 @@ struct copy {
 	int status;
 };
 
-unsigned device_error_one_in;
+unsigned device_error_one_in, device_failing_copies;
 size_t device_memory_chunks;
+uint64_t device_latency_ns;
 
 uint8_t *device_memory(struct gpu_chunk *chunk)
 {
-	return chunk->memory;
+	static uint8_t nowhere[1 << 20]; /* a client's mapping outlives the chunk, and what it stores shows nowhere */
+
+	return chunk->is_freed ? nowhere : chunk->memory;
 }
 
 static uint64_t latency(void)
 {
+	if (device_latency_ns > 0)
+		return device_latency_ns;
 	return sim_chance(16) ? sim_random(5 * SIM_MS) : sim_random(50 * SIM_US);
 }
 
@@ -108,6 +116,10 @@ static void start(struct gpu_device *dev, struct copy copy)
 	started->status = allocate(started->dev, copy.chunk);
 	if (started->status == 0 && sim_chance(device_error_one_in))
 		started->status = -EIO;
+	if (started->from != NULL && device_failing_copies > 0) {
+		device_failing_copies--;
+		started->status = -EIO;
+	}
 	started->chunk->in_flight++;
 	if (started->from != NULL)
 		started->from->in_flight++;
@@ -116,10 +128,12 @@ static void start(struct gpu_device *dev, struct copy copy)
 
 static int chunk_create(struct gpu_device *dev, struct gpu_chunk **out)
 {
+	struct device *device = (struct device *)(void *)dev;
 	struct gpu_chunk *chunk = malloc(sizeof(*chunk));
 
-	*chunk = (struct gpu_chunk){.memory = calloc(1, dev->chunk_bytes)};
-	((struct device *)(void *)dev)->n_chunks++;
+	*chunk = (struct gpu_chunk){.memory = calloc(1, dev->chunk_bytes), .next = device->chunks};
+	device->chunks = chunk;
+	device->n_chunks++;
 	*out = chunk;
 	return 0;
 }
@@ -128,10 +142,13 @@ static void chunk_destroy(struct gpu_device *dev, struct gpu_chunk *chunk)
 {
 	if (chunk->in_flight > 0)
 		sim_fail("device memory is freed with %u copies in flight on it", chunk->in_flight);
+	if (chunk->is_freed)
+		sim_fail("device memory is freed twice");
 	((struct device *)(void *)dev)->n_chunks--;
 	((struct device *)(void *)dev)->n_allocated -= chunk->is_allocated;
 	free(chunk->memory);
-	free(chunk);
+	chunk->memory = NULL;
+	chunk->is_freed = true;
 }
 
 static bool chunk_is_lost(struct gpu_device *dev, struct gpu_chunk *chunk)
@@ -221,6 +238,12 @@ static void destroy(struct gpu_device *dev)
 
 	if (device->n_chunks > 0)
 		sim_fail("%zu chunks of device memory leak", device->n_chunks);
+	while (device->chunks != NULL) {
+		struct gpu_chunk *chunk = device->chunks;
+
+		device->chunks = chunk->next;
+		free(chunk);
+	}
 	free(device);
 }
 

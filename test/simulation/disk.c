@@ -28,6 +28,7 @@ struct request {
 };
 
 struct disk_faults disk_faults;
+struct disk_plan disk_plan;
 static struct disk_file *file_of_fd[FDS_MAX];
 static bool is_direct_fd[FDS_MAX];
 static struct request *completed, **completed_tail = &completed;
@@ -40,6 +41,21 @@ void disk_file_init(struct disk_file *file, bool has_direct, bool direct_lies)
 				   .direct_lies = direct_lies, .durable = calloc(1, DISK_FILE_MAX)};
 	if (file->memfd < 0 || file->durable == NULL)
 		sim_fail("no memory for a file");
+}
+
+void disk_file_put(struct disk_file *file, const uint8_t *bytes, off_t size, bool is_sparse)
+{
+	static const uint8_t zeros[4096];
+
+	for (off_t off = 0; off < size; off += (off_t)sizeof(zeros)) {
+		size_t len = size - off < (off_t)sizeof(zeros) ? (size_t)(size - off) : sizeof(zeros);
+
+		if ((!is_sparse || memcmp(bytes + off, zeros, len) != 0) && pwrite(file->memfd, bytes + off, len, off) < 0)
+			sim_fail("pwrite to a memfd");
+	}
+	if (ftruncate(file->memfd, size) < 0)
+		sim_fail("ftruncate of a memfd");
+	memcpy(file->durable, bytes, (size_t)size);
 }
 
 void disk_file_finish(struct disk_file *file)
@@ -66,6 +82,8 @@ int disk_file_open(struct disk_file *file, int flags)
 
 static uint64_t latency(void)
 {
+	if (disk_plan.latency_ns > 0)
+		return disk_plan.latency_ns;
 	return sim_chance(16) ? sim_random(20 * SIM_MS) : sim_random(200 * SIM_US);
 }
 
@@ -135,7 +153,9 @@ static int io_result(const struct request *request)
 		return -EINVAL;
 	if (request->is_direct && ((request->off | (off_t)len) & (DISK_SECTOR - 1)) != 0)
 		sim_fail("O_DIRECT of %zu bytes at %lld", len, (long long)request->off);
-	if (sim_chance(disk_faults.short_io) && len > DISK_SECTOR)
+	if (sim_chance(disk_faults.short_io) && !request->is_direct)
+		len = 1 + sim_random(len);
+	else if (sim_chance(disk_faults.short_io) && len > DISK_SECTOR)
 		len = (1 + sim_random(len / DISK_SECTOR)) * DISK_SECTOR;
 	n = request->kind == READ ? pread(request->file->memfd, request->buffer, len, request->off)
 				  : pwrite(request->file->memfd, request->buffer, len, request->off);
@@ -144,6 +164,10 @@ static int io_result(const struct request *request)
 
 static int perform(struct request *request)
 {
+	if (request->kind == FSYNC && disk_plan.interrupted_fsyncs > 0) {
+		disk_plan.interrupted_fsyncs--;
+		return -EINTR;
+	}
 	if (sim_chance(disk_faults.again))
 		return sim_chance(2) ? -EINTR : -EAGAIN;
 	if (sim_chance(disk_faults.error))
@@ -235,6 +259,7 @@ void ring_fsync(struct ring *ring, struct ring_file file, bool is_datasync, stru
 
 void ring_fallocate(struct ring *ring, struct ring_file file, int mode, off_t off, off_t len, struct ring_op *op)
 {
+	disk_plan.fallocates++;
 	submit(ring, file, op, (struct request){.kind = FALLOCATE, .mode = mode, .off = off, .len = (size_t)len});
 }
 
@@ -242,6 +267,7 @@ void ring_run(struct ring *ring, uint64_t timeout_ns)
 {
 	struct request *request;
 
+	disk_plan.ring_runs++;
 	if (completed == NULL && ring->wake_value == 0 && timeout_ns == UINT64_MAX)
 		sim_block(ring);
 	else if (completed == NULL && ring->wake_value == 0 && timeout_ns > 0)

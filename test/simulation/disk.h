@@ -19,7 +19,7 @@ struct disk_file {
 	uint8_t *durable; /* what an fsync has covered, of DISK_FILE_MAX bytes */
 };
 
-enum { DISK_FILE_MAX = 1 << 20, DISK_SECTOR = 512 };
+enum { DISK_FILE_MAX = 512 << 10, DISK_SECTOR = 512 };
 
 /* One in so many requests; 0: none. */
 struct disk_faults {
@@ -27,7 +27,17 @@ struct disk_faults {
 };
 extern struct disk_faults disk_faults;
 
+/* For a scenario that knows what it wants (regressions.c), and what it saw. */
+struct disk_plan {
+	uint64_t latency_ns;         /* of what is asked for from now on; 0: random */
+	unsigned interrupted_fsyncs; /* how many more of the ring's get EINTR */
+	unsigned ring_runs, fallocates;
+};
+extern struct disk_plan disk_plan;
+
 void disk_file_init(struct disk_file *file, bool has_direct, bool direct_lies);
+/* What is there to begin with. is_sparse: blocks of zeros are holes. */
+void disk_file_put(struct disk_file *file, const uint8_t *bytes, off_t size, bool is_sparse);
 void disk_file_finish(struct disk_file *file);
 /* A descriptor for the ring (and for fstat and lseek); negative errno. */
 int disk_file_open(struct disk_file *file, int flags);

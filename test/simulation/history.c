@@ -5,27 +5,82 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORDS = PAGE_BYTES / 8, PRUNE_AT = 12 };
+enum { PRUNE_AT = 12 };
 
-void page_fill(void *page, uint64_t stamp)
+/* ---- cells ---- */
+
+static size_t offset_in_page(size_t cell)
 {
-	uint64_t *words = page;
+	size_t page = cell / PAGE_CELLS;
 
-	for (size_t i = 0; i < WORDS; i++)
-		words[i] = stamp == 0 ? 0 : stamp << 16 | i;
-}
-
-uint64_t page_stamp(const void *page)
-{
-	const uint64_t *words = page;
-	uint64_t stamp = words[0] >> 16;
-
-	for (size_t i = 0; i < WORDS; i++) {
-		if (words[i] != (stamp == 0 ? 0 : stamp << 16 | i))
-			return STAMP_TORN;
+	/* Each has at least one whole word: its stamp is read from that. */
+	switch (cell % PAGE_CELLS) {
+	case 0: return 0;
+	case 1: return 17 + page * 797 % 1900;
+	default: return 2047 + page * 1231 % 2030;
 	}
-	return stamp;
 }
+
+off_t cell_offset(size_t cell)
+{
+	return (off_t)(cell / PAGE_CELLS * PAGE_BYTES + offset_in_page(cell));
+}
+
+size_t cells_before(off_t off)
+{
+	size_t cell = (size_t)off / PAGE_BYTES * PAGE_CELLS;
+
+	while (cell_offset(cell) < off)
+		cell++;
+	return cell;
+}
+
+static uint64_t word_at(uint64_t stamp, size_t off)
+{
+	return stamp == 0 ? 0 : stamp << 16 | off / sizeof(uint64_t);
+}
+
+/* Calls for each word that lies at least in part in the cell: which bytes of it, and where they are. */
+static bool each_word(size_t cell, uint64_t stamp, uint8_t *to, const uint8_t *from)
+{
+	size_t begin = offset_in_page(cell), end = cell % PAGE_CELLS == PAGE_CELLS - 1 ? PAGE_BYTES : offset_in_page(cell + 1);
+
+	for (size_t off = begin; off < end;) {
+		uint64_t word = word_at(stamp, off);
+		size_t at = off % sizeof(word), n = sizeof(word) - at;
+
+		if (n > end - off)
+			n = end - off;
+		if (n == sizeof(word) && to == NULL) { /* nearly always: in line */
+			uint64_t seen;
+
+			memcpy(&seen, from + (off - begin), sizeof(seen));
+			if (seen != word)
+				return false;
+		} else if (to != NULL)
+			memcpy(to + (off - begin), (uint8_t *)&word + at, n);
+		else if (memcmp(from + (off - begin), (uint8_t *)&word + at, n) != 0)
+			return false;
+		off += n;
+	}
+	return true;
+}
+
+void cell_fill(void *bytes, size_t cell, uint64_t stamp)
+{
+	each_word(cell, stamp, bytes, NULL);
+}
+
+uint64_t cell_stamp(const void *bytes, size_t cell)
+{
+	size_t begin = offset_in_page(cell), first = (begin + 7) / 8 * 8 - begin;
+	uint64_t word;
+
+	memcpy(&word, (const uint8_t *)bytes + first, sizeof(word));
+	return each_word(cell, word >> 16, NULL, bytes) ? word >> 16 : STAMP_TORN;
+}
+
+/* ---- what was stored ---- */
 
 void history_init(struct history *history, uint64_t stamp)
 {
@@ -158,8 +213,8 @@ bool history_allows(const struct history *history, uint64_t stamp, uint64_t star
 			return true;
 		n_possible++;
 	}
-	/* Of two stores at once, say a write(2) and one by a mapping, a page may get a part each. */
-	return stamp == STAMP_TORN && n_possible > 1;
+	/* Of two stores at once, say a write(2) and one by a mapping, a cell may get a part each. */
+	return history->is_unknown || (stamp == STAMP_TORN && n_possible > 1);
 }
 
 void history_print(const struct history *history)

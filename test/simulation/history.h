@@ -1,9 +1,12 @@
 /*
- * history.h - what may be seen where: every page is a register (Lamport 1986: a regular one, with many writers).
+ * history.h - what may be seen where: every cell is a register (Lamport 1986: a regular one, with many writers).
+ *
+ * A page is cut into cells, at odd places that differ from page to page; they are what is stored, loaded and checked, and where
+ * files end: sizes are multiples of nothing.
  *
  * A store has a beginning and an end, in sim_tick()s; so has a load. A load may see a store that began before the load's
- * end, unless another store lies wholly between the two. A page's content is a stamp, repeated in every word with the
- * word's index, so that a page of two stores (torn) or of another place shows; stamp 0 is a page of zeros.
+ * end, unless another store lies wholly between the two. A cell's content is a stamp, repeated in every word with the
+ * word's place in the page, so that a cell of two stores (torn) or of another place shows; stamp 0 is zeros.
  *
  * The same question asked of the disk after a power failure, for a load that began when the last successful fsync did, is
  * whether fsync told the truth.
@@ -14,10 +17,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
-enum { PAGE_BYTES = 4096 };
+enum { PAGE_BYTES = 4096, PAGE_CELLS = 3 };
 #define STORE_OPEN UINT64_MAX
-#define STAMP_TORN UINT64_MAX
+#define STAMP_TORN ((UINT64_C(1) << 48) - 1) /* what a cell filled with it is seen as, too */
 
 struct store {
 	uint64_t stamp, start, end;
@@ -27,6 +31,7 @@ struct store {
 struct history {
 	struct store *stores;
 	size_t n, max;
+	bool is_unknown; /* from now on: the file was lengthened by a change that failed */
 	uint64_t synced; /* when the newest fsync that succeeded began */
 };
 
@@ -43,12 +48,17 @@ void history_doubt(struct history *history, uint64_t stamp);
 /* A dirty page was dropped: what was stored since may have been in it. */
 void history_doubt_since(struct history *history, uint64_t start);
 void history_end_lease(struct history *history, const void *lease, uint64_t end);
-/* A load during [start, end] saw stamp, or a torn page. */
+/* A load during [start, end] saw stamp, or a torn cell. */
 bool history_allows(const struct history *history, uint64_t stamp, uint64_t start, uint64_t end);
 void history_print(const struct history *history);
 
-void page_fill(void *page, uint64_t stamp);
+/* Where the cell begins in its file. */
+off_t cell_offset(size_t cell);
+/* The first cell that begins at off or behind it: how many a file of that size has. */
+size_t cells_before(off_t off);
+/* The cell's bytes, at bytes. */
+void cell_fill(void *bytes, size_t cell, uint64_t stamp);
 /* STAMP_TORN: not one store's. */
-uint64_t page_stamp(const void *page);
+uint64_t cell_stamp(const void *bytes, size_t cell);
 
 #endif

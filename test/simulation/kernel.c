@@ -11,39 +11,77 @@
 
 /* ---- checking ---- */
 
-void check_seen(struct sim_file *file, size_t page, uint64_t stamp, uint64_t start, const char *by)
+void check_seen(struct sim_file *file, size_t cell, uint64_t stamp, uint64_t start, const char *by)
 {
 	uint64_t end = sim_tick();
 
-	if (history_allows(&file->histories[page], stamp, start, end))
+	if (history_allows(&file->histories[cell], stamp, start, end))
 		return;
-	fprintf(stderr, "%s, page %zu: %s during [%llu, %llu] saw ", file->name, page, by, (unsigned long long)start,
-		(unsigned long long)end);
+	fprintf(stderr, "%s, bytes %lld..%lld, page %zu, of %lld: %s during [%llu, %llu] saw ", file->name,
+		(long long)cell_offset(cell), (long long)cell_offset(cell + 1), cell / PAGE_CELLS, (long long)file->size, by,
+		(unsigned long long)start, (unsigned long long)end);
 	if (stamp == STAMP_TORN)
-		fputs("a torn page\n", stderr);
+		fputs("a torn cell\n", stderr);
 	else
 		fprintf(stderr, "%llu\n", (unsigned long long)stamp);
-	history_print(&file->histories[page]);
+	history_print(&file->histories[cell]);
 	sim_fail("a store was lost, or one that is over was seen again");
 }
 
-const void *lease_over_page(const struct sim_file *file, size_t page)
+const void *lease_over(const struct sim_file *file, size_t cell)
 {
 	for (unsigned i = 0; i < file->n_leases; i++) {
-		if (page >= file->leases[i].first && page < file->leases[i].first + file->leases[i].n)
+		if (cell >= file->leases[i].first && cell < file->leases[i].first + file->leases[i].n)
 			return file->leases[i].lease;
 	}
 	return NULL;
 }
 
-static void note_store(struct sim_file *file, size_t page, uint64_t stamp, uint64_t start, uint64_t end, const void *lease)
+static void note_store(struct sim_file *file, size_t cell, uint64_t stamp, uint64_t start, uint64_t end, const void *lease)
 {
-	history_store(&file->histories[page], stamp, start, end, lease, history_horizon());
+	history_store(&file->histories[cell], stamp, start, end, lease, history_horizon());
+}
+
+/* Zeros in [first, end), from now on until zeros_end. */
+static void zeros_begin(struct sim_file *file, size_t first, size_t end, uint64_t start)
+{
+	for (size_t i = first; i < end; i++)
+		note_store(file, i, 0, start, STORE_OPEN, NULL);
+}
+
+static void zeros_end(struct sim_file *file, size_t first, size_t end)
+{
+	for (size_t i = first; i < end; i++)
+		history_end(&file->histories[i], 0, sim_tick());
+}
+
+static size_t page_cell(const struct sim_file *file, const struct page *page)
+{
+	return (size_t)(page - file->pages) * PAGE_CELLS;
+}
+
+bool is_behind_end(const struct sim_file *file, size_t cell)
+{
+	return cell_offset(cell) >= file->size;
+}
+
+static bool is_page_before_end(const struct sim_file *file, size_t index)
+{
+	return (off_t)index * PAGE_BYTES < file->size;
+}
+
+/* i_size moves; what a mapping stored behind the old one goes, up to gap_end. */
+static void set_size(struct sim_file *file, off_t size, size_t gap_end)
+{
+	for (size_t cell = cells_before(file->size); cell < gap_end; cell++)
+		file->pages[cell / PAGE_CELLS].stamps[cell % PAGE_CELLS] = 0;
+	file->size = size;
+	file->n_size_changes++;
 }
 
 /* ---- requests to the filesystem (fusefs/data.c, range.c, file.c) ---- */
 
-static ssize_t request_read(struct sim_file *file, void *buffer, size_t len, off_t off, bool is_direct)
+static ssize_t send_read(struct sim_file *file, void *buffer, size_t len, off_t off, bool is_direct)
 {
 	struct cache_io io = {.file = file->cached, .off = off, .len = len, .is_direct = is_direct};
 	int err;
@@ -57,6 +95,22 @@ static ssize_t request_read(struct sim_file *file, void *buffer, size_t len, off
 	memcpy(buffer, io.data, io.done_bytes);
 	cache_read_free(&io);
 	return (ssize_t)io.done_bytes;
+}
+
+/* fuse_short_read takes a short answer for the end of file, unless the size was changed meanwhile. */
+static ssize_t request_read(struct sim_file *file, void *buffer, size_t len, off_t off, bool is_direct)
+{
+	unsigned n_size_changes = file->n_size_changes;
+	bool was_unstable = file->is_size_unstable;
+	off_t size = file->size;
+	ssize_t n = send_read(file, buffer, len, off, is_direct);
+
+	if (n >= 0 && !has_faults && !was_unstable && !file->is_size_unstable && n_size_changes == file->n_size_changes &&
+	    n < size - off && n < (ssize_t)len)
+		sim_fail("a READ of %zu bytes at %lld of %lld was answered with %zd", len, (long long)off, (long long)size, n);
+	if (n >= 0)
+		memset((char *)buffer + n, 0, len - (size_t)n);
+	return n;
 }
 
 static int request_write(struct sim_file *file, void *buffer, size_t len, off_t off, bool is_direct, bool is_writepage)
@@ -144,26 +198,37 @@ static void inode_unlock(struct sim_file *file)
 
 /* ---- dirty pages ---- */
 
+static void take_dirty_page(struct sim_file *file, struct page *page, char *bytes)
+{
+	size_t first = page_cell(file, page);
+
+	for (size_t k = 0; k < PAGE_CELLS; k++)
+		cell_fill(bytes + (cell_offset(first + k) - cell_offset(first)), first + k, page->stamps[k]);
+}
+
 /* The page is locked and under writeback already. */
 static void send_writepage(struct sim_file *file, struct page *page)
 {
-	size_t index = (size_t)(page - file->pages);
-	uint64_t stamp = page->stamp;
+	off_t off = (off_t)(page - file->pages) * PAGE_BYTES;
+	size_t first = page_cell(file, page);
 	char bytes[PAGE_BYTES];
 	int err = 0;
 
 	while (file->is_nowrite)
 		sim_block(&file->is_nowrite);
-	if (index < file->n_pages) {
-		page_fill(bytes, stamp);
+	if (off < file->size) {
+		size_t len = file->size - off < PAGE_BYTES ? (size_t)(file->size - off) : PAGE_BYTES;
+
+		take_dirty_page(file, page, bytes);
 		file->n_writepages++;
-		err = request_write(file, bytes, PAGE_BYTES, (off_t)index * PAGE_BYTES, false, true);
+		err = request_write(file, bytes, len, off, false, true);
 		file->n_writepages--;
 		sim_wake(&file->n_writepages);
 	}
 	if (err < 0) {
 		file->has_mapping_error = true;
-		history_doubt_since(&file->histories[index], 0);
+		for (size_t k = 0; k < PAGE_CELLS; k++)
+			history_doubt_since(&file->histories[first + k], 0);
 	}
 	page->is_writeback = false;
 	sim_wake(page);
@@ -211,19 +276,26 @@ static void invalidate_range(struct sim_file *file, size_t first, size_t n)
 	}
 }
 
-/* truncate_inode_pages_range: dirty or not; at the end of a change of the file that began at start. */
-static void remove_range(struct sim_file *file, size_t first, size_t n, uint64_t start)
+/* truncate_inode_pages_range: dirty or not; at the end of a change of the file that began at start. Of a page that lies in
+ * the range in part, that part is zeroed. */
+static void remove_range(struct sim_file *file, size_t first, size_t end, uint64_t start)
 {
-	for (size_t i = first; i < first + n; i++) {
+	for (size_t i = first / PAGE_CELLS; i * PAGE_CELLS < end; i++) {
 		struct page *page = &file->pages[i];
+		size_t from = i * PAGE_CELLS < first ? first % PAGE_CELLS : 0;
+		size_t to = end - i * PAGE_CELLS < PAGE_CELLS ? end - i * PAGE_CELLS : PAGE_CELLS;
 
 		if (!page->is_uptodate && !page->is_locked)
 			continue;
 		page_lock(page);
 		page_wait_writeback(page);
-		if (page->is_dirty)
-			history_doubt_since(&file->histories[i], start);
-		page->is_uptodate = page->is_dirty = false;
+		for (size_t k = from; k < to; k++) {
+			if (page->is_dirty)
+				history_doubt_since(&file->histories[i * PAGE_CELLS + k], start);
+			page->stamps[k] = 0;
+		}
+		if (from == 0 && to == PAGE_CELLS)
+			page->is_uptodate = page->is_dirty = false;
 		page_unlock(page);
 	}
 }
@@ -250,10 +322,12 @@ static void take_pages(struct sim_file *file, size_t first, size_t n, const char
 	for (size_t i = 0; i < n; i++) {
 		struct page *page = &file->pages[first + i];
 
-		if (n_bytes >= 0) {
-			page->is_uptodate = true;
-			page->stamp = (ssize_t)(i + 1) * PAGE_BYTES <= n_bytes ? page_stamp(bytes + i * PAGE_BYTES) : 0;
+		for (size_t k = 0; k < PAGE_CELLS && n_bytes >= 0; k++) {
+			size_t cell = (first + i) * PAGE_CELLS + k;
+
+			page->stamps[k] = cell_stamp(bytes + (cell_offset(cell) - (off_t)first * PAGE_BYTES), cell);
 		}
+		page->is_uptodate |= n_bytes >= 0;
 		page_unlock(page);
 	}
 }
@@ -271,7 +345,7 @@ static int fault(struct sim_file *file, size_t index)
 			sim_block(page);
 		if (page->is_uptodate)
 			return 0;
-		while (n < wanted && index + n < file->n_pages && !page[n].is_locked && !page[n].is_uptodate)
+		while (n < wanted && is_page_before_end(file, index + n) && !page[n].is_locked && !page[n].is_uptodate)
 			n++;
 		for (size_t i = 0; i < n; i++)
 			page_lock(&page[i]);
@@ -284,27 +358,55 @@ static int fault(struct sim_file *file, size_t index)
 	}
 }
 
+/* All of the page that the file has. */
+static void check_page(struct sim_file *file, size_t index, uint64_t start, const char *by)
+{
+	for (size_t k = 0; k < PAGE_CELLS; k++) {
+		if (cell_offset(index * PAGE_CELLS + k) < file->size)
+			check_seen(file, index * PAGE_CELLS + k, file->pages[index].stamps[k], start, by);
+	}
+}
+
 int kernel_load(struct sim_file *file, size_t index)
 {
 	uint64_t start = sim_tick();
 	int err;
 
-	if (index >= file->n_pages)
+	if (!is_page_before_end(file, index))
 		return 0;
 	err = fault(file, index);
 	if (err == 0)
-		check_seen(file, index, file->pages[index].stamp, start, "a load");
+		check_page(file, index, start, "a load");
 	return err;
 }
 
-int kernel_store(struct sim_file *file, size_t index)
+/* The page is dirty now, and all of it will be flushed: what races with a store to a part races with the flush of the rest. */
+static void note_mapped_store(struct sim_file *file, size_t cell, uint64_t now)
 {
+	struct page *page = &file->pages[cell / PAGE_CELLS];
+	const void *lease = lease_over(file, cell);
+
+	for (size_t k = 0; k < PAGE_CELLS; k++) {
+		size_t other = page_cell(file, page) + k;
+
+		if (is_behind_end(file, other))
+			continue;
+		if (lease != NULL)
+			note_store(file, other, page->stamps[k], now, STORE_OPEN, lease);
+		else if (other == cell || (other >= file->change_first && other < file->change_end))
+			note_store(file, other, page->stamps[k], now, now, NULL);
+	}
+}
+
+int kernel_store(struct sim_file *file, size_t cell)
+{
+	size_t index = cell / PAGE_CELLS;
 	struct page *page = &file->pages[index];
-	uint64_t now;
+	uint64_t start = sim_tick();
 	int err;
 
 	do {
-		if (index >= file->n_pages)
+		if (!is_page_before_end(file, index))
 			return 0;
 		err = fault(file, index);
 		if (err < 0)
@@ -313,95 +415,124 @@ int kernel_store(struct sim_file *file, size_t index)
 			page_wait_writeback(page);
 			continue;
 		}
-	} while (page->is_locked || !page->is_uptodate || page->is_writeback || index >= file->n_pages);
-	now = sim_tick();
+	} while (page->is_locked || !page->is_uptodate || page->is_writeback || !is_page_before_end(file, index));
+	if (is_behind_end(file, cell) && file->is_size_unstable)
+		return 0; /* whether it is in the file or not */
+	check_page(file, index, start, "a store");
 	page->is_dirty = true;
-	page->stamp = stamp_next();
-	if (lease_over_page(file, index) != NULL)
-		note_store(file, index, page->stamp, now, STORE_OPEN, lease_over_page(file, index));
-	else
-		note_store(file, index, page->stamp, now, now, NULL);
+	page->stamps[cell % PAGE_CELLS] = stamp_next();
+	note_mapped_store(file, cell, sim_tick());
 	return 0;
 }
 
 int kernel_read_direct(struct sim_file *file, size_t first, size_t n)
 {
-	char bytes[IO_PAGES_MAX * PAGE_BYTES];
+	char bytes[IO_BYTES_MAX];
+	off_t off = cell_offset(first), end = cell_offset(first + n);
 	uint64_t start = sim_tick();
 	ssize_t n_bytes;
 
-	flush_range(file, first, n);
+	flush_range(file, first / PAGE_CELLS, (first + n - 1) / PAGE_CELLS - first / PAGE_CELLS + 1);
 	if (file->has_mapping_error)
 		return -EIO;
-	n_bytes = request_read(file, bytes, n * PAGE_BYTES, (off_t)first * PAGE_BYTES, true);
-	for (size_t i = 0; (ssize_t)(i + 1) * PAGE_BYTES <= n_bytes; i++)
-		check_seen(file, first + i, page_stamp(bytes + i * PAGE_BYTES), start, "a direct read");
+	n_bytes = request_read(file, bytes, (size_t)(end - off), off, true);
+	for (size_t i = first; i < first + n && cell_offset(i + 1) - off <= n_bytes; i++)
+		check_seen(file, i, cell_stamp(bytes + (cell_offset(i) - off), i), start, "a direct read");
 	return n_bytes < 0 ? (int)n_bytes : 0;
+}
+
+/* After a failure the kernel learns the size anew: the attributes' time-out. */
+static void look_at_size(struct sim_file *file, uint64_t start)
+{
+	struct stat st;
+
+	if (fstat(file->disk.memfd, &st) < 0)
+		abort();
+	for (size_t cell = cells_before(file->size); cell < cells_before(st.st_size); cell++)
+		file->histories[cell].is_unknown = true; /* zeroing may be what failed, and told so */
+	set_size(file, st.st_size, cells_before(st.st_size));
+	remove_range(file, cells_before(file->size), CELLS_MAX, start);
 }
 
 /* ---- write(2) ---- */
 
 static int send_write(struct sim_file *file, size_t first, size_t n, const uint64_t *stamps, bool is_direct)
 {
-	char bytes[IO_PAGES_MAX * PAGE_BYTES];
+	char bytes[IO_BYTES_MAX];
+	off_t off = cell_offset(first), end = cell_offset(first + n);
 	int err;
 
 	for (size_t i = 0; i < n; i++)
-		page_fill(bytes + i * PAGE_BYTES, stamps[i]);
-	err = request_write(file, bytes, n * PAGE_BYTES, (off_t)first * PAGE_BYTES, is_direct, false);
+		cell_fill(bytes + (cell_offset(first + i) - off), first + i, stamps[i]);
+	err = request_write(file, bytes, (size_t)(end - off), off, is_direct, false);
 	for (size_t i = 0; i < n; i++) {
 		if (err < 0)
 			history_doubt(&file->histories[first + i], stamps[i]);
 	}
-	if (err == 0 && first + n > file->n_pages)
-		file->n_pages = first + n;
+	if (err == 0 && end > file->size)
+		set_size(file, end, first);
 	return err;
 }
 
 static void end_stores(struct sim_file *file, size_t first, size_t n, const uint64_t *stamps)
 {
 	for (size_t i = 0; i < n; i++) {
-		const void *lease = lease_over_page(file, first + i);
+		const void *lease = lease_over(file, first + i);
 
 		/* A dirty page is flushed when the lease ends, at the latest, and this store with it. */
-		if (lease != NULL && file->pages[first + i].is_dirty)
+		if (lease != NULL && file->pages[(first + i) / PAGE_CELLS].is_dirty)
 			history_end_with(&file->histories[first + i], stamps[i], lease);
 		else
 			history_end(&file->histories[first + i], stamps[i], sim_tick());
 	}
 }
 
-/* One WRITE: up to the first page that is not up to date, which stays locked. Returns how many pages, or an error. */
+/* write(2) into the part of one page; true: the page is up to date, and unlocked again. */
+static bool write_page(struct sim_file *file, size_t first, size_t end, uint64_t *stamps, uint64_t start)
+{
+	struct page *page = &file->pages[first / PAGE_CELLS];
+
+	page_lock(page);
+	for (size_t cell = first; cell < end; cell++) {
+		page->stamps[cell % PAGE_CELLS] = stamps[cell - first] = stamp_next();
+		note_store(file, cell, stamps[cell - first], start, STORE_OPEN, NULL);
+	}
+	if (page->is_uptodate)
+		page_unlock(page);
+	return page->is_uptodate;
+}
+
+/* One WRITE: up to the first page that is not up to date, which stays locked. Returns how many cells, or an error. */
 static ssize_t write_batch(struct sim_file *file, size_t first, size_t n, uint64_t start)
 {
-	uint64_t stamps[IO_PAGES_MAX] = {0};
-	struct page *kept = NULL;
-	size_t taken = 0;
+	uint64_t stamps[IO_CELLS_MAX] = {0};
+	size_t taken = 0, first_page = first / PAGE_CELLS, end_page;
+	bool is_unlocked = true;
 	int err;
 
-	while (taken < n && kept == NULL) {
-		struct page *page = &file->pages[first + taken];
+	while (taken < n && is_unlocked) {
+		size_t cell = first + taken, end = (cell / PAGE_CELLS + 1) * PAGE_CELLS;
 
-		page_lock(page);
-		stamps[taken] = page->stamp = stamp_next();
-		note_store(file, first + taken, page->stamp, start, STORE_OPEN, NULL);
-		taken++;
-		if (page->is_uptodate)
-			page_unlock(page);
-		else
-			kept = page;
+		if (end > first + n)
+			end = first + n;
+		is_unlocked = write_page(file, cell, end, stamps + taken, start);
+		taken = end - first;
 	}
-	for (size_t i = 0; i < taken; i++)
-		page_wait_writeback(&file->pages[first + i]);
+	end_page = (first + taken - 1) / PAGE_CELLS + 1;
+	for (size_t i = first_page; i < end_page; i++)
+		page_wait_writeback(&file->pages[i]);
 	err = send_write(file, first, taken, stamps, false);
-	for (size_t i = 0; i < taken && err < 0; i++) {
-		if (!file->pages[first + i].is_dirty)
-			file->pages[first + i].is_uptodate = false;
+	for (size_t i = first_page; i < end_page && err < 0; i++) {
+		if (!file->pages[i].is_dirty)
+			file->pages[i].is_uptodate = false;
 	}
 	if (err == 0)
 		end_stores(file, first, taken, stamps);
-	if (kept != NULL) {
-		kept->is_uptodate = err == 0;
+	if (!is_unlocked) {
+		struct page *kept = &file->pages[end_page - 1];
+
+		/* All of it is new only if the WRITE went from its beginning to its end. */
+		kept->is_uptodate = err == 0 && (first + taken) % PAGE_CELLS == 0 && first <= (end_page - 1) * PAGE_CELLS;
 		page_unlock(kept);
 	}
 	return err < 0 ? err : (ssize_t)taken;
@@ -409,33 +540,46 @@ static ssize_t write_batch(struct sim_file *file, size_t first, size_t n, uint64
 
 static int write_direct(struct sim_file *file, size_t first, size_t n, uint64_t start)
 {
-	uint64_t stamps[IO_PAGES_MAX] = {0};
+	size_t first_page = first / PAGE_CELLS, n_pages = (first + n - 1) / PAGE_CELLS + 1 - first_page;
+	uint64_t stamps[IO_CELLS_MAX] = {0};
 	int err;
 
-	flush_range(file, first, n);
-	invalidate_range(file, first, n);
+	file->change_first = first;
+	file->change_end = first + n;
+	flush_range(file, first_page, n_pages);
+	invalidate_range(file, first_page, n_pages);
 	for (size_t i = 0; i < n; i++) {
 		stamps[i] = stamp_next();
 		note_store(file, first + i, stamps[i], start, STORE_OPEN, NULL);
 	}
 	err = send_write(file, first, n, stamps, true);
-	invalidate_range(file, first, n);
+	invalidate_range(file, first_page, n_pages);
 	if (err == 0)
 		end_stores(file, first, n, stamps);
+	file->change_end = 0;
 	return err;
 }
 
 int kernel_write(struct sim_file *file, size_t first, size_t n, bool is_direct)
 {
 	ssize_t done = 0;
+	size_t gap;
 
 	inode_lock(file);
+	gap = cells_before(file->size);
+	file->is_size_unstable = cell_offset(first + n) > file->size;
+	zeros_begin(file, gap, first, sim_tick());
 	if (is_direct) {
 		done = write_direct(file, first, n, sim_tick());
 		n = 0;
 	}
 	for (size_t i = 0; i < n && done >= 0; i += (size_t)done)
 		done = write_batch(file, first + i, n - i, sim_tick());
+	if (done >= 0)
+		zeros_end(file, gap, first);
+	else if (file->is_size_unstable)
+		look_at_size(file, sim_tick());
+	file->is_size_unstable = false;
 	inode_unlock(file);
 	return done < 0 ? (int)done : 0;
 }
@@ -461,79 +605,75 @@ int kernel_fsync(struct sim_file *file, uint32_t *error_sample)
 	if (err == 0)
 		err = disk_fsync(&file->disk);
 	inode_unlock(file);
-	for (size_t i = 0; i < PAGES_MAX && err == 0; i++) {
+	for (size_t i = 0; i < CELLS_MAX && err == 0; i++) {
 		if (file->histories[i].synced < start)
 			file->histories[i].synced = start;
 	}
 	return err;
 }
 
-/* After a failure the kernel learns the size anew: the attributes' time-out. */
-static void look_at_size(struct sim_file *file, uint64_t start)
+static void truncated(struct sim_file *file, off_t size, uint64_t start)
 {
-	struct stat st;
-
-	if (fstat(file->disk.memfd, &st) < 0)
-		abort();
-	file->n_pages = (size_t)st.st_size / PAGE_BYTES;
-	remove_range(file, file->n_pages, PAGES_MAX - file->n_pages, start);
+	set_size(file, size, cells_before(size));
+	file->is_nowrite = false;
+	sim_wake(&file->is_nowrite);
+	remove_range(file, cells_before(size), CELLS_MAX, start);
+	invalidate_range(file, 0, PAGES_MAX);
 }
 
-int kernel_truncate(struct sim_file *file, size_t n_pages)
+int kernel_truncate(struct sim_file *file, size_t n_cells)
 {
-	struct change change = {.file = file, .off = (off_t)n_pages * PAGE_BYTES};
+	struct change change = {.file = file, .off = cell_offset(n_cells)};
 	struct stat st;
 	uint64_t start;
-	off_t first;
+	size_t first, end;
+	off_t least;
 	int err;
 
 	inode_lock(file);
 	start = sim_tick();
-	file->is_nowrite = true;
+	file->is_nowrite = file->is_size_unstable = true;
 	while (file->n_writepages > 0)
 		sim_block(&file->n_writepages);
-	for (size_t i = n_pages; i < file->n_pages; i++)
-		note_store(file, i, 0, start, STORE_OPEN, NULL);
+	first = cells_before(file->size < change.off ? file->size : change.off);
+	end = cells_before(file->size > change.off ? file->size : change.off);
+	zeros_begin(file, first, end, start);
 	if (fstat(file->disk.memfd, &st) < 0)
 		abort();
-	first = st.st_size < change.off ? st.st_size : change.off;
-	err = request_change(&change, first, INT64_MAX - first);
+	least = st.st_size < change.off ? st.st_size : change.off;
+	err = request_change(&change, least, INT64_MAX - least);
 	if (err == 0) {
-		size_t before = file->n_pages;
-
-		file->n_pages = n_pages;
-		file->is_nowrite = false;
-		sim_wake(&file->is_nowrite);
-		remove_range(file, n_pages, PAGES_MAX - n_pages, start);
-		invalidate_range(file, 0, n_pages);
-		for (size_t i = n_pages; i < before; i++)
-			history_end(&file->histories[i], 0, sim_tick());
+		truncated(file, change.off, start);
+		zeros_end(file, first, end);
 	}
 	file->is_nowrite = false;
 	sim_wake(&file->is_nowrite);
 	if (err < 0)
 		look_at_size(file, start);
+	file->is_size_unstable = false;
 	inode_unlock(file);
 	return err;
 }
 
 int kernel_punch(struct sim_file *file, size_t first, size_t n)
 {
-	struct change change = {.file = file, .is_punch = true, .off = (off_t)first * PAGE_BYTES,
-				.len = (off_t)n * PAGE_BYTES};
+	struct change change = {.file = file, .is_punch = true, .off = cell_offset(first),
+				.len = cell_offset(first + n) - cell_offset(first)};
 	uint64_t start;
 	int err;
 
 	inode_lock(file);
 	start = sim_tick();
-	flush_range(file, first, n);
-	for (size_t i = first; i < first + n; i++)
-		note_store(file, i, 0, start, STORE_OPEN, NULL);
+	file->change_first = first;
+	file->change_end = first + n;
+	flush_range(file, first / PAGE_CELLS, (first + n - 1) / PAGE_CELLS + 1 - first / PAGE_CELLS);
+	zeros_begin(file, first, first + n, start);
 	err = request_change(&change, change.off, change.len);
-	if (err == 0)
-		remove_range(file, first, n, start);
-	for (size_t i = first; i < first + n && err == 0; i++)
-		history_end(&file->histories[i], 0, sim_tick());
+	if (err == 0) {
+		remove_range(file, first, first + n, start);
+		zeros_end(file, first, first + n);
+	}
+	file->change_end = 0;
 	inode_unlock(file);
 	return err;
 }

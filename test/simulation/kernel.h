@@ -4,13 +4,17 @@
  *
  *   - a page is locked from the READ that fills it to its answer, and while it is removed;
  *   - write(2) holds the inode's lock, changes pages that are up to date at once, and keeps one that is not locked until
- *     its WRITE is answered;
+ *     its WRITE is answered (Linux lets go of one that it covers wholly: docs/reliability.md, what is not simulated);
  *   - a store to a mapped page makes it dirty, and nobody is told; flushing it is a WRITE (writepage) under writeback;
  *   - invalidation goes through the pages in order, waits for locked ones, flushes dirty ones, and does not look back;
  *   - from before SETATTR (truncate) until its answer the flushing of dirty pages is held back (FUSE_NOWRITE);
  *   - memory pressure drops clean pages and flushes dirty ones at any time.
  *
- * Pages hold a stamp (history.h) instead of bytes; READs and WRITEs carry the bytes. Sizes are multiples of a page.
+ *   - a READ that is answered short has zeros behind; flushing the last page stops at the end of file;
+ *   - what a mapping stores behind the end of file, in its last page, is gone when the file grows. (FUSE leaves that to the
+ *     application so far, which has no business there.)
+ *
+ * Pages hold a stamp for each cell (history.h) instead of bytes; READs and WRITEs carry the bytes.
  * Every call checks what it sees against the file's history. Errors are negative errno.
  */
 #ifndef HMMFS_SIMULATION_KERNEL_H
@@ -20,11 +24,16 @@
 #include "test/simulation/disk.h"
 #include "test/simulation/history.h"
 
-enum { PAGES_MAX = DISK_FILE_MAX / PAGE_BYTES, IO_PAGES_MAX = 16 };
+enum {
+	PAGES_MAX = DISK_FILE_MAX / PAGE_BYTES,
+	CELLS_MAX = PAGES_MAX * PAGE_CELLS,
+	IO_CELLS_MAX = 48,
+	IO_BYTES_MAX = (IO_CELLS_MAX / PAGE_CELLS + 1) * PAGE_BYTES
+};
 
 struct page {
 	bool is_locked, is_uptodate, is_dirty, is_writeback;
-	uint64_t stamp;
+	uint64_t stamps[PAGE_CELLS];
 };
 
 struct sim_file {
@@ -32,13 +41,16 @@ struct sim_file {
 	struct cache_file *cached;
 	struct disk_file disk;
 	struct page pages[PAGES_MAX];
-	struct history histories[PAGES_MAX];
-	size_t n_pages; /* i_size */
+	struct history histories[CELLS_MAX];
+	off_t size; /* i_size */
+	bool is_size_unstable; /* it is being changed */
+	unsigned n_size_changes;
+	size_t change_first, change_end; /* cells that an O_DIRECT write or a punch is about to change */
 	bool is_locked; /* the inode's lock */
 	bool is_nowrite;
 	unsigned n_writepages; /* WRITEs of dirty pages in flight */
 	bool has_mapping_error;
-	unsigned n_leases; /* exclusive ones, granted and not over, and which pages they cover */
+	unsigned n_leases; /* exclusive ones, granted and not over, and which cells they cover */
 	struct {
 		const void *lease;
 		size_t first, n;
@@ -47,22 +59,26 @@ struct sim_file {
 
 extern const struct cache_callbacks kernel_callbacks; /* owner: the struct sim_file */
 extern bool is_verbose;
+extern bool has_faults; /* errors are made up in this run */
 
 /* No load that is still to be checked began before. */
 uint64_t history_horizon(void);
 uint64_t stamp_next(void);
-void check_seen(struct sim_file *file, size_t page, uint64_t stamp, uint64_t start, const char *by);
-/* The exclusive lease that covers the page, or NULL: a store to it races with the device's, until it ends. */
-const void *lease_over_page(const struct sim_file *file, size_t page);
+void check_seen(struct sim_file *file, size_t cell, uint64_t stamp, uint64_t start, const char *by);
+/* The exclusive lease that covers the cell, or NULL: a store to it races with the device's, until it ends. */
+const void *lease_over(const struct sim_file *file, size_t cell);
+
+/* Of the cells there, what is stored must never be seen: no history has it. */
+bool is_behind_end(const struct sim_file *file, size_t cell);
 
 /* Pages beyond the end of file are left alone. */
 int kernel_load(struct sim_file *file, size_t page);
-int kernel_store(struct sim_file *file, size_t page); /* by a mapping; the file is open for writing */
-int kernel_read_direct(struct sim_file *file, size_t page, size_t n);
-int kernel_write(struct sim_file *file, size_t page, size_t n, bool is_direct);
+int kernel_store(struct sim_file *file, size_t cell); /* by a mapping; the file is open for writing */
+int kernel_read_direct(struct sim_file *file, size_t cell, size_t n);
+int kernel_write(struct sim_file *file, size_t cell, size_t n, bool is_direct);
 int kernel_fsync(struct sim_file *file, uint32_t *error_sample);
-int kernel_truncate(struct sim_file *file, size_t n_pages);
-int kernel_punch(struct sim_file *file, size_t page, size_t n);
+int kernel_truncate(struct sim_file *file, size_t n_cells);
+int kernel_punch(struct sim_file *file, size_t cell, size_t n);
 /* What close(2) and the flusher do. */
 void kernel_flush(struct sim_file *file);
 void kernel_drop_clean(struct sim_file *file);

@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { FILES = 2, CPUS = 3, CLIENTS = 3, CHUNK_BYTES = 64 << 10, CHUNK_PAGES = CHUNK_BYTES / PAGE_BYTES, CHUNKS = 6 };
+enum { FILES = 2, CPUS = 3, CLIENTS = 3, CHUNK_BYTES = 64 << 10, CHUNK_CELLS = CHUNK_BYTES / PAGE_BYTES * PAGE_CELLS, CHUNKS = 6, CELLS = CHUNKS * CHUNK_CELLS };
 #define LIMIT_NS (600 * SIM_S)
 
 struct actor {
@@ -32,7 +32,7 @@ struct actor {
 
 /* One operation's numbers. */
 struct choice {
-	uint64_t kind, file, page, n, delay, variant;
+	uint64_t kind, file, cell, n, delay, variant;
 };
 
 static struct cache *cache;
@@ -40,8 +40,8 @@ static struct sim_file files[FILES];
 static struct actor actors[ACTORS];
 static uint64_t run_seed, next_stamp, *operations;
 static const uint64_t *skipped;
-static bool calls_fsync_under_lease, has_faults, had_faults;
-bool is_verbose;
+static bool calls_fsync_under_lease, had_faults;
+bool is_verbose, has_faults;
 
 uint64_t stamp_next(void)
 {
@@ -69,8 +69,8 @@ static void tolerate(int err, const char *what)
 
 static void describe(struct actor *actor, const char *what, const struct choice *c)
 {
-	snprintf(actor->doing, sizeof(actor->doing), "%s %s page %llu n %llu", what, files[c->file].name,
-		 (unsigned long long)c->page, (unsigned long long)c->n);
+	snprintf(actor->doing, sizeof(actor->doing), "%s %s cell %llu n %llu", what, files[c->file].name,
+		 (unsigned long long)c->cell, (unsigned long long)c->n);
 	sim_doing(actor->doing, LIMIT_NS);
 	if (is_verbose)
 		fprintf(stderr, "  %.6f actor %u: %s\n", (double)sim_now() / 1e9, actor->number, actor->doing);
@@ -104,33 +104,33 @@ static void close_file(struct actor *actor, size_t f)
 static void cpu_step(struct actor *actor, const struct choice *c)
 {
 	struct sim_file *file = &files[c->file];
-	size_t n = 1 + c->n % IO_PAGES_MAX, page = c->page % (CHUNKS * CHUNK_PAGES - IO_PAGES_MAX);
+	size_t n = 1 + c->n % IO_CELLS_MAX, cell = c->cell % (CELLS - IO_CELLS_MAX);
 
 	if (c->kind >= 30)
 		open_for_writing(actor, c->file);
 	if (c->kind < 28) {
 		describe(actor, "load", c);
-		for (size_t i = 0; i < 1 + n / 4; i++)
-			tolerate(kernel_load(file, page + i), "load");
+		for (size_t i = 0; i < 1 + n / 12; i++)
+			tolerate(kernel_load(file, cell / PAGE_CELLS + i), "load");
 	} else if (c->kind < 30) {
 		describe(actor, "direct read", c);
-		tolerate(kernel_read_direct(file, page, n), "direct read");
+		tolerate(kernel_read_direct(file, cell, n), "direct read");
 	} else if (c->kind < 60) {
 		describe(actor, "store", c);
-		for (size_t i = 0; i < 1 + n / 4; i++)
-			tolerate(kernel_store(file, page + i), "store");
+		for (size_t i = 0; i < 1 + n / 12; i++)
+			tolerate(kernel_store(file, cell + 2 * i), "store");
 	} else if (c->kind < 80) {
 		describe(actor, c->variant % 4 == 0 ? "direct write" : "write", c);
-		tolerate(kernel_write(file, page, n, c->variant % 4 == 0), "write");
+		tolerate(kernel_write(file, cell, n, c->variant % 4 == 0), "write");
 	} else if (c->kind < 88) {
 		describe(actor, "fsync", c);
 		tolerate(kernel_fsync(file, &actor->error_sample[c->file]), "fsync");
 	} else if (c->kind < 92) {
 		describe(actor, "truncate", c);
-		tolerate(kernel_truncate(file, c->page % (CHUNKS * CHUNK_PAGES)), "truncate");
+		tolerate(kernel_truncate(file, c->cell), "truncate");
 	} else if (c->kind < 96) {
 		describe(actor, "punch", c);
-		tolerate(kernel_punch(file, page, n), "punch");
+		tolerate(kernel_punch(file, cell, n), "punch");
 	} else {
 		describe(actor, "close", c);
 		close_file(actor, c->file);
@@ -167,36 +167,38 @@ static void cancel(void *argument)
 		cache_acquire_cancel(actor->cancellable);
 }
 
-static uint8_t *device_page(struct holding *holding, size_t page)
+static uint8_t *device_cell(struct holding *holding, size_t cell)
 {
-	size_t chunk = page / CHUNK_PAGES - holding->lease.first_chunk;
+	size_t chunk = cell / CHUNK_CELLS - holding->lease.first_chunk;
 	uint64_t generation;
 
-	return device_memory(cache_lease_chunk(&holding->lease, chunk, &generation)) +
-	       page % CHUNK_PAGES * PAGE_BYTES;
+	return device_memory(cache_lease_chunk(&holding->lease, chunk, &generation)) + cell_offset(cell) % CHUNK_BYTES;
 }
 
-static void device_store(struct holding *holding, size_t page, const void *lease)
+static void device_store(struct holding *holding, size_t cell, const void *lease)
 {
 	uint64_t stamp = stamp_next();
 
-	history_store(&holding->file->histories[page], stamp, sim_tick(), STORE_OPEN, lease, history_horizon());
-	page_fill(device_page(holding, page), stamp);
+	history_store(&holding->file->histories[cell], stamp, sim_tick(), STORE_OPEN, lease, history_horizon());
+	cell_fill(device_cell(holding, cell), cell, stamp);
 }
 
-/* Loads and stores of a kernel, on pages that the file has. */
+/* Loads and stores of a kernel, also behind the end of file, where nobody is to see them. */
 static void compute(struct holding *holding, const struct choice *c, uint64_t acquire_tick)
 {
 	bool is_exclusive = holding->lease.mode == CACHE_LEASE_EXCLUSIVE;
-	size_t first = holding->lease.first_chunk * CHUNK_PAGES, n = holding->lease.n_chunks * CHUNK_PAGES;
+	size_t first = holding->lease.first_chunk * CHUNK_CELLS, n = holding->lease.n_chunks * CHUNK_CELLS;
 
 	for (size_t i = 0; i < 8 && !holding->is_revoked; i++) {
-		size_t page = first + sim_mix(c->delay, i, 1) % n;
+		size_t cell = first + sim_mix(c->delay, i, 1) % n;
+		bool is_inside = cell_offset(cell + 1) <= holding->file->size;
 
-		if (page < holding->file->n_pages)
-			check_seen(holding->file, page, page_stamp(device_page(holding, page)), acquire_tick, "the device");
-		if (is_exclusive && page < holding->file->n_pages && i % 2 == 1)
-			device_store(holding, page, &holding->lease);
+		if (is_inside)
+			check_seen(holding->file, cell, cell_stamp(device_cell(holding, cell), cell), acquire_tick, "the device");
+		if (is_exclusive && is_inside && i % 2 == 1)
+			device_store(holding, cell, &holding->lease);
+		else if (is_exclusive && is_behind_end(holding->file, cell) && !holding->file->is_size_unstable)
+			cell_fill(device_cell(holding, cell), cell, stamp_next());
 		if (i % 3 == 0)
 			sim_sleep(sim_random(c->variant % 32 == 1 ? 2 * SIM_S : 2 * SIM_MS));
 	}
@@ -209,8 +211,8 @@ static void register_lease(struct holding *holding, bool is_granted)
 
 	if (is_granted) {
 		file->leases[file->n_leases].lease = &holding->lease;
-		file->leases[file->n_leases].first = holding->lease.first_chunk * CHUNK_PAGES;
-		file->leases[file->n_leases++].n = holding->lease.n_chunks * CHUNK_PAGES;
+		file->leases[file->n_leases].first = holding->lease.first_chunk * CHUNK_CELLS;
+		file->leases[file->n_leases++].n = holding->lease.n_chunks * CHUNK_CELLS;
 		return;
 	}
 	while (file->leases[i].lease != &holding->lease)
@@ -223,7 +225,7 @@ static void end_stores(struct holding *holding)
 {
 	const void *lease = &holding->lease;
 
-	for (size_t i = 0; i < PAGES_MAX; i++) {
+	for (size_t i = 0; i < CELLS_MAX; i++) {
 		struct history *history = &holding->file->histories[i];
 
 		for (size_t k = 0; k < history->n && holding->is_revoked; k++) {
@@ -237,22 +239,22 @@ static void end_stores(struct holding *holding)
 /* A client that is killed stores on until its memory is taken away. */
 static void release(struct holding *holding, bool is_killed)
 {
-	size_t page = holding->lease.first_chunk * CHUNK_PAGES;
+	size_t cell = holding->lease.first_chunk * CHUNK_CELLS;
 
 	holding->lease.is_abandoned = is_killed;
 	holding->lease.op.done = on_released;
 	cache_release(&holding->lease);
 	while (!holding->is_released) {
-		if (is_killed && holding->lease.mode == CACHE_LEASE_EXCLUSIVE && page < holding->file->n_pages &&
+		if (is_killed && holding->lease.mode == CACHE_LEASE_EXCLUSIVE && cell_offset(cell + 1) <= holding->file->size &&
 		    holding->lease.internal != NULL) /* until then the memory is there: other clients' mappings aside */
-			device_store(holding, page, &holding->file->histories[page]);
+			device_store(holding, cell, &holding->file->histories[cell]);
 		sim_block_for(holding, 100 * SIM_US);
 	}
 }
 
 static void client_step(struct actor *actor, const struct choice *c)
 {
-	size_t first = c->page / CHUNK_PAGES % CHUNKS;
+	size_t first = c->cell / CHUNK_CELLS % CHUNKS;
 	struct holding holding = {.file = &files[c->file],
 				  .lease = {.file = files[c->file].cached, .first_chunk = first,
 					    .n_chunks = 1 + c->n % (CHUNKS - first < 3 ? CHUNKS - first : 3),
@@ -295,18 +297,18 @@ static void client_step(struct actor *actor, const struct choice *c)
 /* After a power failure now the disk has what the last successful fsync promised, or something newer. */
 static void check_power_loss(struct sim_file *file)
 {
-	uint8_t bytes[PAGE_BYTES];
+	static uint8_t bytes[DISK_FILE_MAX];
 
-	for (size_t i = 0; i < CHUNKS * CHUNK_PAGES; i++) {
-		disk_after_power_loss(&file->disk, bytes, PAGE_BYTES, (off_t)i * PAGE_BYTES);
-		check_seen(file, i, page_stamp(bytes), file->histories[i].synced, "the disk, after a power failure,");
-	}
+	disk_after_power_loss(&file->disk, bytes, DISK_FILE_MAX, 0);
+	for (size_t i = 0; cell_offset(i) < file->size; i++)
+		check_seen(file, i, cell_stamp(bytes + cell_offset(i), i), file->histories[i].synced,
+			   "the disk, after a power failure,");
 }
 
 static void world_step(struct actor *actor, const struct choice *c)
 {
 	struct sim_file *file = &files[c->file];
-	struct cache_place place = {.file = file->cached, .off = (off_t)(c->page / CHUNK_PAGES % CHUNKS * CHUNK_BYTES),
+	struct cache_place place = {.file = file->cached, .off = (off_t)(c->cell / CHUNK_CELLS % CHUNKS * CHUNK_BYTES),
 				    .len = (off_t)(1 + c->n % 4) * CHUNK_BYTES};
 	struct cache_sync sync = {.cache = cache};
 	struct cache_chunk_info infos[CHUNKS];
@@ -357,7 +359,7 @@ static void *actor_main(void *argument)
 
 	for (uint64_t k = 0; k < OPERATIONS; k++) {
 		uint64_t r = sim_mix(run_seed, actor->number, k);
-		struct choice c = {.kind = r % 100, .file = sim_mix(r, 0, 1) % 4 == 0, .page = sim_mix(r, 0, 2) % (CHUNKS * CHUNK_PAGES),
+		struct choice c = {.kind = r % 100, .file = sim_mix(r, 0, 1) % 4 == 0, .cell = sim_mix(r, 0, 2) % CELLS,
 				   .n = sim_mix(r, 0, 3) % 1000, .delay = sim_mix(r, 0, 4), .variant = sim_mix(r, 0, 5) % 1000};
 
 		if (skipped[actor->number] & UINT64_C(1) << k)
@@ -379,23 +381,23 @@ static void *actor_main(void *argument)
 
 static void file_start(struct sim_file *file, const char *name)
 {
-	uint8_t bytes[PAGE_BYTES];
+	static uint8_t bytes[DISK_FILE_MAX];
+	size_t n_cells;
 
 	memset(file, 0, sizeof(*file));
+	memset(bytes, 0, sizeof(bytes));
 	file->name = name;
 	disk_file_init(&file->disk, !sim_chance(4), sim_chance(16));
-	file->n_pages = sim_random(CHUNKS * CHUNK_PAGES + 1);
-	for (size_t i = 0; i < PAGES_MAX; i++) {
-		uint64_t stamp = i < file->n_pages && !sim_chance(4) ? stamp_next() : 0;
+	n_cells = sim_random(CELLS + 1);
+	file->size = cell_offset(n_cells);
+	for (size_t i = 0; i < CELLS_MAX; i++) {
+		uint64_t stamp = i < n_cells && !sim_chance(4) ? stamp_next() : 0;
 
 		history_init(&file->histories[i], stamp);
-		page_fill(bytes, stamp);
-		if (stamp != 0 && pwrite(file->disk.memfd, bytes, PAGE_BYTES, (off_t)i * PAGE_BYTES) < 0)
-			abort();
-		memcpy(file->disk.durable + i * PAGE_BYTES, bytes, PAGE_BYTES);
+		cell_fill(bytes + cell_offset(i), i, stamp);
 	}
-	if (ftruncate(file->disk.memfd, (off_t)file->n_pages * PAGE_BYTES) < 0 ||
-	    cache_file_create(cache, file, &file->cached) < 0)
+	disk_file_put(&file->disk, bytes, file->size, sim_chance(2));
+	if (cache_file_create(cache, file, &file->cached) < 0)
 		abort();
 }
 
@@ -407,14 +409,14 @@ static void file_end(struct sim_file *file)
 	cache_file_destroy(file->cached);
 	if (disk_fsync(&file->disk) < 0)
 		abort();
-	for (size_t i = 0; i < PAGES_MAX; i++)
+	for (size_t i = 0; i < CELLS_MAX; i++)
 		file->histories[i].synced = sim_tick();
 	check_power_loss(file);
 	/* A WRITE that failed half way may have moved the end of the backing. */
-	if (fstat(file->disk.memfd, &st) < 0 || (!had_faults && (size_t)st.st_size != file->n_pages * PAGE_BYTES))
-		sim_fail("%s has %lld bytes in the backing, %zu in the kernel", file->name, (long long)st.st_size,
-			 file->n_pages * PAGE_BYTES);
-	for (size_t i = 0; i < PAGES_MAX; i++)
+	if (fstat(file->disk.memfd, &st) < 0 || (!had_faults && st.st_size != file->size))
+		sim_fail("%s has %lld bytes in the backing, %lld in the kernel", file->name, (long long)st.st_size,
+			 (long long)file->size);
+	for (size_t i = 0; i < CELLS_MAX; i++)
 		history_finish(&file->histories[i]);
 	disk_file_finish(&file->disk);
 }

@@ -1,6 +1,8 @@
 /* scheduler.c - see scheduler.h */
 #include "test/simulation/scheduler.h"
 
+#include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +13,9 @@
 enum { THREADS_MAX = 40, STACK_BYTES = 256 << 10, EVENTS_MAX = 4096 };
 
 struct sim_thread {
-	ucontext_t context;
+	ucontext_t context; /* to begin with; after that, jump: swapcontext asks the real kernel for the signal mask each time */
+	jmp_buf jump;
+	bool has_begun;
 	void *(*main)(void *);
 	void *argument;
 	enum { FREE, RUNNABLE, BLOCKED, ENDED } state;
@@ -32,6 +36,7 @@ struct event {
 
 static struct sim_thread threads[THREADS_MAX];
 static struct sim_thread *current;
+static bool is_punctual;
 static bool is_in_event; /* an event's callback runs: it is no thread and can't wait */
 static struct event events[EVENTS_MAX];
 static size_t n_events;
@@ -167,6 +172,14 @@ static void run_event(void)
 	is_in_event = false;
 }
 
+/* Whether an event comes before the threads that can go on. */
+static bool is_event_next(void)
+{
+	if (n_events == 0)
+		return false;
+	return is_punctual ? events[0].at <= now : sim_chance(6);
+}
+
 /* ---- threads ---- */
 
 static struct sim_thread *pick(void)
@@ -182,7 +195,7 @@ static struct sim_thread *pick(void)
 		}
 		if (n == 0 && n_events == 0)
 			sim_fail("deadlock: nobody can go on");
-		if (n > 0 && (n_events == 0 || !sim_chance(6))) {
+		if (n > 0 && !is_event_next()) {
 			now += sim_random(2000);
 			return runnable[sim_random(n)];
 		}
@@ -199,7 +212,12 @@ static void switch_thread(void)
 	before->is_engine = engine_is_current;
 	engine_is_current = next->is_engine;
 	current = next;
-	swapcontext(&before->context, &next->context);
+	if (_setjmp(before->jump) != 0)
+		return;
+	if (next->has_begun)
+		_longjmp(next->jump, 1);
+	next->has_begun = true;
+	setcontext(&next->context);
 }
 
 static void yield(void)
@@ -265,11 +283,17 @@ void sim_init(uint64_t seed)
 		threads[i].stack = stack;
 	}
 	current = &threads[0];
-	*current = (struct sim_thread){.state = RUNNABLE, .name = "main"};
+	*current = (struct sim_thread){.state = RUNNABLE, .name = "main", .has_begun = true};
 	n_events = 0;
 	now = SIM_S; /* a clock that reads 0 is a special case nobody meets */
 	ticks = orders = 0;
+	is_punctual = false;
 	random_state = mixed(seed + 1);
+}
+
+void sim_be_punctual(void)
+{
+	is_punctual = true;
 }
 
 /* ---- what the cache calls (--wrap) ---- */
@@ -289,11 +313,13 @@ int __wrap_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*mai
 	thread->main = main;
 	thread->argument = argument;
 	thread->state = RUNNABLE;
+	thread->has_begun = false;
 	snprintf(thread->name, sizeof(thread->name), "thread");
 	getcontext(&thread->context);
 	thread->context.uc_stack.ss_sp = thread->stack;
 	thread->context.uc_stack.ss_size = STACK_BYTES;
 	thread->context.uc_link = NULL;
+	sigemptyset(&thread->context.uc_sigmask); /* one that spins is interrupted (main.c), though the engine blocks signals */
 	makecontext(&thread->context, thread_start, 0);
 	*id = (pthread_t)(uintptr_t)thread;
 	return 0;

@@ -16,15 +16,18 @@
 
 enum { CHUNK = 64 << 10, FILE_BYTES = 4 * CHUNK + 777 };
 
-static atomic_int fail_reads, fail_writes, fail_fallocates; /* how many more to fail */
+static atomic_int fail_reads, fail_writes, fail_fallocates, fail_fsyncs; /* how many more to fail */
 static atomic_int error_to_give = -EIO;
 
 void __real_ring_read(struct ring *ring, struct ring_file file, void *buffer, size_t len, off_t off, struct ring_op *op);
 void __real_ring_write(struct ring *ring, struct ring_file file, const void *buffer, size_t len, off_t off, struct ring_op *op);
 void __real_ring_fallocate(struct ring *ring, struct ring_file file, int mode, off_t off, off_t len, struct ring_op *op);
+void __real_ring_fsync(struct ring *ring, struct ring_file file, bool is_datasync, struct ring_op *op);
 void __wrap_ring_read(struct ring *ring, struct ring_file file, void *buffer, size_t len, off_t off, struct ring_op *op);
 void __wrap_ring_write(struct ring *ring, struct ring_file file, const void *buffer, size_t len, off_t off, struct ring_op *op);
 void __wrap_ring_fallocate(struct ring *ring, struct ring_file file, int mode, off_t off, off_t len, struct ring_op *op);
+
+void __wrap_ring_fsync(struct ring *ring, struct ring_file file, bool is_datasync, struct ring_op *op);
 
 static bool fails(atomic_int *count)
 {
@@ -55,13 +58,21 @@ void __wrap_ring_fallocate(struct ring *ring, struct ring_file file, int mode, o
 		__real_ring_fallocate(ring, file, mode, off, len, op);
 }
 
+void __wrap_ring_fsync(struct ring *ring, struct ring_file file, bool is_datasync, struct ring_op *op)
+{
+	if (fails(&fail_fsyncs))
+		op->done(op, atomic_load(&error_to_give));
+	else
+		__real_ring_fsync(ring, file, is_datasync, op);
+}
+
 /* ---- a filesystem of one file ---- */
 
 static char path[] = "/tmp/hmmfs-test-XXXXXX";
 static struct cache *cache;
 static struct cache_file *file;
 static uint8_t content[FILE_BYTES];
-static atomic_int invalidations;
+static atomic_int invalidations, lines_logged;
 
 static int invalidate(void *fs, void *owner, off_t off, off_t len)
 {
@@ -88,11 +99,12 @@ static void file_idle(void *fs, void *owner)
 	(void)owner;
 }
 
-static void log_nothing(void *fs, int priority, const char *line)
+static void count_line(void *fs, int priority, const char *line)
 {
 	(void)fs;
 	(void)priority;
 	(void)line;
+	atomic_fetch_add(&lines_logged, 1);
 }
 
 static const char *file_name(void *fs, void *owner)
@@ -102,7 +114,7 @@ static const char *file_name(void *fs, void *owner)
 	return path;
 }
 
-static const struct cache_callbacks callbacks = {invalidate, open_backing, file_idle, log_nothing, file_name};
+static const struct cache_callbacks callbacks = {invalidate, open_backing, file_idle, count_line, file_name};
 
 static void set_up(void)
 {
@@ -127,6 +139,7 @@ static void tear_down(void)
 	atomic_store(&fail_reads, 0);
 	atomic_store(&fail_writes, 0);
 	atomic_store(&fail_fallocates, 0);
+	atomic_store(&fail_fsyncs, 0);
 	cache_file_destroy(file);
 	cache_destroy(cache);
 	unlink(path);
@@ -267,6 +280,46 @@ START_TEST(an_error_is_told_once_to_each_descriptor_that_was_open)
 }
 END_TEST
 
+START_TEST(an_fsync_of_the_backing_that_fails_once_is_told_to_each_descriptor)
+{
+	uint32_t first = cache_file_error_sample(file), second = first, third = first;
+	struct cache_sync sync = {.file = file};
+
+	make_resident();
+	atomic_store(&fail_fsyncs, 1);
+	ck_assert_int_eq(CACHE_WAIT(cache_sync, &sync), -EIO);
+	ck_assert_int_eq(cache_file_error_check(file, &first), -EIO);
+	ck_assert_int_eq(cache_file_error_check(file, &first), 0);
+	ck_assert_int_eq(cache_file_error_check(file, &second), -EIO);
+	cache_file_error_met(file, -ENOSPC, &second); /* by its own fsync(2) */
+	ck_assert_int_eq(cache_file_error_check(file, &second), 0);
+	ck_assert_int_eq(cache_file_error_check(file, &first), -ENOSPC);
+	ck_assert_int_eq(cache_file_error_check(file, &third), -ENOSPC);
+	ck_assert_int_eq(cache_file_error_check(file, &third), 0);
+	ck_assert_int_eq(CACHE_WAIT(cache_sync, &sync), 0);
+}
+END_TEST
+
+START_TEST(a_writeback_that_fails_again_and_again_is_logged_once_for_each_cause)
+{
+	make_resident();
+	for (int round = 1; round <= 2; round++) {
+		ck_assert_int_eq(store(0, 1), 0);
+		atomic_store(&lines_logged, 0);
+		atomic_store(&fail_writes, 1000);
+		for (int i = 0; i < 4; i++)
+			ck_assert_int_lt(flush(), 0);
+		ck_assert_int_eq(atomic_load(&lines_logged), 1);
+		atomic_store(&error_to_give, -ENOSPC);
+		ck_assert_int_lt(flush(), 0);
+		ck_assert_int_eq(atomic_load(&lines_logged), 2);
+		atomic_store(&error_to_give, -EIO);
+		atomic_store(&fail_writes, 0);
+		ck_assert_int_eq(flush(), 0);
+	}
+}
+END_TEST
+
 START_TEST(eviction_of_what_cant_be_written_is_refused_and_loses_nothing)
 {
 	struct cache_place place = {.file = file, .off = 0, .len = INT64_MAX};
@@ -375,6 +428,8 @@ int main(void)
 	tcase_add_test(tcase, no_space_refuses_the_exclusive_lease_before_a_byte_is_dirty);
 	tcase_add_test(tcase, dirty_chunk_survives_failed_writeback_and_is_written_later);
 	tcase_add_test(tcase, an_error_is_told_once_to_each_descriptor_that_was_open);
+	tcase_add_test(tcase, an_fsync_of_the_backing_that_fails_once_is_told_to_each_descriptor);
+	tcase_add_test(tcase, a_writeback_that_fails_again_and_again_is_logged_once_for_each_cause);
 	tcase_add_test(tcase, eviction_of_what_cant_be_written_is_refused_and_loses_nothing);
 	tcase_add_test(tcase, a_truncation_that_cant_write_back_first_changes_nothing);
 	tcase_add_test(tcase, a_write_is_refused_when_its_blocks_cant_be_had);
