@@ -175,7 +175,7 @@ def a_poisoned_context_is_rebuilt_and_nothing_is_lost():
 @on_simcuda
 def a_context_that_breaks_again_and_again_loses_nothing_while_something_gets_done():
     with driver() as d, mounted(writeback_interval="0", cpu_access="copy") as m:
-        fd, data = store_and_leave_dirty(m, 8)
+        fd, data = store_and_leave_dirty(m, 4)
         d.fail(*[f"cuEventSynchronize:{n}:{LAUNCH_FAILED}:sticky" for n in (1, 3, 6, 9, 12)])
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         assert os.pread(fd, len(data), 0) == data

@@ -201,7 +201,7 @@ def programs_that_know_nothing_get_their_bytes_from_the_cache():
         assert run("linked", HMMFS_EXEC_MIN=str(n + 1)) == "same\n" and fills() == before
         os.setxattr(path, "user.hmmfs.migrate", b"never")
         assert run("linked") == "same\n" and fills() == before
-    with mounted() as m:
+    with mounted(cpu_access="copy") as m:
         path = m.put("f", data_of(n))
         run("linked")
         before = m.status()["counters"]["fills"]
