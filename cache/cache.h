@@ -109,6 +109,7 @@ struct cache_io {
 	void *data;
 	size_t done_bytes; /* READ: bytes read (short at end of file). WRITE: bytes written */
 	bool is_direct;    /* the request's open file has O_DIRECT: no folio may be locked for it */
+	bool must_not_wait; /* READ: a lease that holds it up gives it a snapshot at once */
 	bool is_writepage; /* WRITE: the kernel flushes a dirty page (FUSE_WRITE_CACHE) */
 	uint64_t held_since_ns; /* the cache's */
 	void *internal; /* the cache's */

@@ -334,7 +334,8 @@ void cache_read(struct cache_io *io)
 		io->op.done(&io->op, err);
 		return;
 	}
-	*request = (struct read_request){.task.run = read_task, .io = io, .file = io->file};
+	*request = (struct read_request){.task.run = read_task, .io = io, .file = io->file,
+					.is_overdue = io->must_not_wait};
 	engine_post(io->file->cache, &request->task);
 }
 

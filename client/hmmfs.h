@@ -153,6 +153,7 @@ struct hmmfs_status {
 	/* counters since the mount */
 	uint64_t fills, fill_bytes, writebacks, writeback_bytes, writeback_errors, migrations_back, evictions, invalidations,
 		held_reads, device_read_bytes, device_write_bytes, hits, misses, revocations, lost_chunks;
+	char transport[8]; /* how requests come: "uring", "dev" */
 	char backend[16];
 	char device_name[128];
 };

@@ -122,7 +122,7 @@ struct wire_status {
 	uint64_t fills, fill_bytes, writebacks, writeback_bytes, writeback_errors, migrations_back, evictions, invalidations,
 		held_reads, device_read_bytes, device_write_bytes, hits, misses, revocations, lost_chunks;
 	uint64_t passthrough_opens;
-	char backend[16];
+	char backend[16], transport[8];
 	char device_name[128];
 };
 

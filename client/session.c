@@ -259,6 +259,7 @@ int hmmfs_get_status(struct hmmfs_session *session, struct hmmfs_status *status)
 		.device_write_bytes = s.device_write_bytes, .hits = s.hits, .misses = s.misses,
 		.revocations = s.revocations, .lost_chunks = s.lost_chunks,
 		.passthrough_opens = s.passthrough_opens};
+	memcpy(status->transport, s.transport, sizeof(s.transport));
 	memcpy(status->backend, s.backend, sizeof(s.backend));
 	memcpy(status->device_name, s.device_name, sizeof(s.device_name));
 	return 0;

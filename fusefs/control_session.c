@@ -5,6 +5,7 @@
  * with descriptors where none belong; other sessions do not notice.
  */
 #include "fusefs/control_internal.h"
+#include "fusefs/uring.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -273,6 +274,7 @@ static int status(struct session *session, struct wire_reply *reply)
 		.device_write_bytes = s.device_write_bytes, .hits = s.hits, .misses = s.misses,
 		.revocations = s.revocations, .lost_chunks = s.lost_chunks,
 		.passthrough_opens = passthrough_count(session->control->fs->passthrough)};
+	strcpy(answer.transport, uring_is_serving(session->control->fs->uring) ? "uring" : "dev");
 	memcpy(answer.backend, s.device_backend, sizeof(answer.backend));
 	memcpy(answer.device_name, s.device_name, sizeof(answer.device_name));
 	return session_send(session, reply, &answer, sizeof(answer), NULL, 0);

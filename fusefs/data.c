@@ -6,6 +6,9 @@
  */
 #include "fusefs/fusefs.h"
 
+#include "fusefs/transfer.h"
+#include "fusefs/uring.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -51,12 +54,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, stru
 	struct data_request *request;
 
 	if (!cache_file_is_active(file)) {
-		struct fuse_bufvec buffer = FUSE_BUFVEC_INIT(size);
-
-		buffer.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
-		buffer.buf[0].fd = handle_of(fi)->fd;
-		buffer.buf[0].pos = off;
-		fuse_reply_data(req, &buffer, FUSE_BUF_SPLICE_MOVE);
+		transfer_read(req, inode, fi, size, off);
 		return;
 	}
 	request = calloc(1, sizeof(*request));
@@ -65,7 +63,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, stru
 		return;
 	}
 	request->io = (struct cache_io){.op.done = read_done, .file = file, .off = off, .len = size,
-					.is_direct = (fi->flags & O_DIRECT) != 0};
+					.is_direct = (fi->flags & O_DIRECT) != 0, .must_not_wait = uring_is_crowded()};
 	request->req = req;
 	request->fs = inode->fs;
 	cache_read(&request->io);
@@ -80,24 +78,6 @@ static void write_done(struct cache_op *op, int status)
 	else
 		fuse_reply_write(request->req, request->io.done_bytes);
 	free(request);
-}
-
-static void write_backing(fuse_req_t req, struct inode *inode, struct cache_file *file, struct fuse_bufvec *from, off_t off,
-			  int fd)
-{
-	struct fuse_bufvec to = FUSE_BUFVEC_INIT(fuse_buf_size(from));
-	ssize_t n;
-
-	to.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
-	to.buf[0].fd = fd;
-	to.buf[0].pos = off;
-	n = fuse_buf_copy(&to, from, 0);
-	inode_own_change(inode);
-	cache_file_leave_write(file); /* before the answer: after it the file may be released and forgotten */
-	if (n < 0)
-		fuse_reply_err(req, (int)-n);
-	else
-		fuse_reply_write(req, (size_t)n);
 }
 
 /* A write moves the mtime when it is made; that the bytes reach the backing later, at writeback, is nobody's business. */
@@ -125,7 +105,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *fro
 	if (cache_file_enter_write(file)) {
 		if (kills_set_ids)
 			drop_set_ids(handle_of(fi)->fd);
-		write_backing(req, inode, file, from, off, handle_of(fi)->fd);
+		transfer_write(req, inode, fi, from->buf[0].mem, size, off); /* one part, in memory: there is no splicing in */
 		return;
 	}
 	request = malloc(sizeof(*request) + size);

@@ -2,6 +2,7 @@
 #include "fusefs/fusefs.h"
 
 #include "fusefs/control.h"
+#include "fusefs/loop.h"
 #include "fusefs/passed_ioctl.h"
 #include "fusefs/passthrough.h"
 
@@ -90,6 +91,8 @@ static void handle_destroy(struct handle *handle)
 	if (handle->is_writer)
 		cache_file_remove_writer(inode_cache_file(handle->inode));
 	close(handle->fd);
+	if (atomic_load(&handle->direct_fd) > 0)
+		close(handle->direct_fd);
 	inode_close_file(handle->inode);
 	pthread_mutex_destroy(&handle->lock);
 	free(handle);
@@ -402,6 +405,11 @@ static void device_is_flushed(void *user, int status)
 	free(sync);
 }
 
+static void sync_of_inactive(void *sync)
+{
+	device_is_flushed(sync, 0);
+}
+
 static void start_sync(fuse_req_t req, struct fuse_file_info *fi, bool is_flush, bool is_datasync)
 {
 	struct file_sync *sync = calloc(1, sizeof(*sync));
@@ -413,6 +421,8 @@ static void start_sync(fuse_req_t req, struct fuse_file_info *fi, bool is_flush,
 	*sync = (struct file_sync){.req = req, .handle = handle_of(fi), .is_flush = is_flush, .is_datasync = is_datasync};
 	if (is_flush && !sync->handle->is_writer)
 		device_is_flushed(sync, 0);
+	else if (!is_flush && loop_current() != NULL && !cache_file_is_active(inode_cache_file(sync->handle->inode)))
+		repliers_give(sync->handle->inode->fs->repliers, sync_of_inactive, sync); /* a queue's thread must not wait for a disk */
 	else
 		flush_device(sync->handle->inode, device_is_flushed, sync);
 }

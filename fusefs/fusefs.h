@@ -78,6 +78,8 @@ struct handle {
 	struct handle *prev, *next; /* passthrough.c's */
 	pthread_mutex_t lock;
 	uint32_t error_sample; /* lock */
+	/* For requests of O_DIRECT opens; 0: not opened yet, -1: the backing has no O_DIRECT. Atomic: opened by whoever needs it first. */
+	atomic_int direct_fd;
 };
 
 struct passthrough;
@@ -86,6 +88,8 @@ struct pruner;
 struct exported;
 
 enum { INODE_LOCKS = 64 };
+struct loop;
+struct uring;
 
 struct fusefs {
 	const struct fusefs_options *options;
@@ -96,6 +100,9 @@ struct fusefs {
 	struct passthrough *passthrough;
 	atomic_ullong n_handles; /* that there were so far */
 	struct repliers *notifiers; /* the only threads outside of the cache that notify the kernel (R2) */
+	struct loop *loop;   /* the backing's I/O of requests that come over /dev/fuse */
+	struct uring *uring; /* NULL: all requests do */
+	atomic_uint n_transfers; /* under way with the backing; atomic: only a hint */
 	struct inode root;
 	uid_t owner;
 	bool is_root; /* the daemon may act for other users */

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 struct raw_options {
-	char *device, *capacity, *chunk, *bounce, *cpu_access, *migrate, *migrate_min, *writeback_interval, *read_timeout, *lease_timeout, *allow_kernels;
+	char *device, *capacity, *chunk, *bounce, *cpu_access, *migrate, *migrate_min, *writeback_interval, *read_timeout, *lease_timeout, *allow_kernels, *transport;
 	int allow_other, is_read_only, is_foreground, is_debug;
 	char *unknown;
 };
@@ -22,7 +22,8 @@ struct raw_options {
 static const struct fuse_opt option_specs[] = {
 	TEXT("device", device), TEXT("capacity", capacity), TEXT("chunk", chunk), TEXT("bounce", bounce),
 	TEXT("cpu_access", cpu_access), TEXT("migrate", migrate), TEXT("migrate_min", migrate_min), TEXT("writeback_interval", writeback_interval),
-	TEXT("read_timeout", read_timeout), TEXT("lease_timeout", lease_timeout), TEXT("allow_kernels", allow_kernels), FLAG("allow_other", allow_other),
+	TEXT("read_timeout", read_timeout), TEXT("lease_timeout", lease_timeout), TEXT("allow_kernels", allow_kernels), TEXT("transport", transport),
+	FLAG("allow_other", allow_other),
 	FLAG("ro", is_read_only),
 	/* what mount(8) and fstab add of their own */
 	FUSE_OPT_KEY("rw", FUSE_OPT_KEY_DISCARD), FUSE_OPT_KEY("dev", FUSE_OPT_KEY_DISCARD),
@@ -123,7 +124,7 @@ static int parse_choice(const char *name, const char *text, const char *choices,
 
 static int interpret(struct fusefs_options *options, struct raw_options *raw, char **error)
 {
-	int cpu_access = CACHE_CPU_AUTO, policy = POLICY_AUTO, allow_kernels = 0;
+	int cpu_access = CACHE_CPU_AUTO, policy = POLICY_AUTO, allow_kernels = 0, transport = TRANSPORT_AUTO;
 	const char *capacity;
 	int err;
 
@@ -139,9 +140,11 @@ static int interpret(struct fusefs_options *options, struct raw_options *raw, ch
 	    (err = parse_duration("lease_timeout", raw->lease_timeout, &options->lease_timeout_ms, error)) < 0 ||
 	    (err = parse_choice("cpu_access", raw->cpu_access, "copy|migrate|auto", &cpu_access, error)) < 0 ||
 	    (err = parse_choice("migrate", raw->migrate, "auto|never|always", &policy, error)) < 0 ||
-	    (err = parse_choice("allow_kernels", raw->allow_kernels, "owner|all", &allow_kernels, error)) < 0)
+	    (err = parse_choice("allow_kernels", raw->allow_kernels, "owner|all", &allow_kernels, error)) < 0 ||
+	    (err = parse_choice("transport", raw->transport, "auto|uring|dev", &transport, error)) < 0)
 		return err;
 	options->cpu_access = (enum cache_cpu_access)cpu_access;
+	options->transport = (enum fusefs_transport)transport;
 	options->policy = (enum fusefs_policy)policy;
 	options->allow_all_kernels = allow_kernels == 1;
 	options->allow_other = raw->allow_other != 0;
@@ -205,6 +208,7 @@ static void raw_finish(struct raw_options *raw)
 	free(raw->read_timeout);
 	free(raw->lease_timeout);
 	free(raw->allow_kernels);
+	free(raw->transport);
 	free(raw->unknown);
 }
 

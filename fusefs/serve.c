@@ -10,7 +10,9 @@
  */
 #include "fusefs/control.h"
 #include "fusefs/fusefs.h"
+#include "fusefs/loop.h"
 #include "fusefs/passthrough.h"
+#include "fusefs/uring.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -85,9 +87,10 @@ static void op_init(void *user, struct fuse_conn_info *conn)
 	fuse_set_feature_flag(conn, FUSE_CAP_HANDLE_KILLPRIV_V2);
 	if (fs->options->nfs_export)
 		fuse_set_feature_flag(conn, FUSE_CAP_EXPORT_SUPPORT);
-	fuse_set_feature_flag(conn, FUSE_CAP_SPLICE_WRITE);
-	fuse_set_feature_flag(conn, FUSE_CAP_SPLICE_MOVE);
-	fuse_unset_feature_flag(conn, FUSE_CAP_SPLICE_READ); /* WRITEs are copied once, from the buffer */
+	fuse_unset_feature_flag(conn, FUSE_CAP_SPLICE_READ); /* a WRITE's bytes are to be in memory, aligned */
+	conn->no_interrupt = 1; /* no operation looks at it, and each request would be kept in a list for it */
+	if (fs->uring != NULL && fuse_set_feature_flag(conn, FUSE_CAP_OVER_IO_URING))
+		uring_accept(fs->uring);
 }
 
 static struct fuse_session *new_session(struct fusefs *fs)
@@ -267,7 +270,7 @@ static int serve_requests(struct fusefs *fs)
 
 	if (config == NULL)
 		return -ENOMEM;
-	fuse_loop_cfg_set_clone_fd(config, 1);
+	fuse_loop_cfg_set_clone_fd(config, fs->uring == NULL);
 	fuse_loop_cfg_set_max_threads(config, THREADS_MAX);
 	err = fuse_session_loop_mt(fs->session, config);
 	fuse_loop_cfg_destroy(config);
@@ -302,21 +305,41 @@ static void announce(struct fusefs *fs, fusefs_tell tell, void *user)
 	free(line);
 }
 
-/* The kernel reads 128 KiB ahead on a new mount, however much the daemon offers; only root may change that. */
+static FILE *open_readahead(const char *directory, const char *mode, char path[64])
+{
+	struct stat st;
+
+	if (stat(directory, &st) < 0)
+		return NULL;
+	snprintf(path, 64, "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
+	return fopen(path, mode);
+}
+
+enum { READAHEAD_KB_MIN = CACHE_IO_MAX >> 10, READAHEAD_KB_MAX = 4 * READAHEAD_KB_MIN };
+
+/* The kernel reads 128 KiB ahead on a new mount, however much the daemon offers; only root may change that. As much as the backing's
+ * device has, within bounds: at least one request of the largest size, and no more than a few at once. */
 static void raise_readahead(struct fusefs *fs)
 {
-	char path[64];
-	struct stat st;
-	int fd;
+	int kb = READAHEAD_KB_MIN;
+	char path[64] = "";
+	FILE *file;
+	bool is_set;
 
-	if (!fs->is_root || stat(fs->options->mountpoint, &st) < 0)
+	if (!fs->is_root)
 		return;
-	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || dprintf(fd, "%d", CACHE_IO_MAX >> 10) < 0)
+	file = open_readahead(fs->options->source, "re", path);
+	if (file != NULL) {
+		if (fscanf(file, "%d", &kb) != 1 || kb < READAHEAD_KB_MIN)
+			kb = READAHEAD_KB_MIN;
+		fclose(file);
+	}
+	file = open_readahead(fs->options->mountpoint, "we", path);
+	is_set = file != NULL && fprintf(file, "%d", kb < READAHEAD_KB_MAX ? kb : READAHEAD_KB_MAX) > 0;
+	if (file != NULL && fclose(file) != 0)
+		is_set = false;
+	if (!is_set)
 		log_line(LOG_INFO, "%s: %s; sequential reads stay at 128 KiB each", path, strerror(errno));
-	if (fd >= 0)
-		close(fd);
 }
 
 static void *raise_readahead_main(void *fs)
@@ -337,6 +360,9 @@ static int serve_mounted(struct fusefs *fs, struct signal_watch *watch, fusefs_t
 	serve_requests(fs);
 	if (has_readahead)
 		pthread_join(readahead, NULL);
+	loop_stop(fs->loop); /* what is under way with the backing ends, and answers while the session is what it was */
+	if (fs->uring != NULL)
+		uring_stop(fs->uring);
 	atomic_store(&watch->is_over, true);
 	pthread_kill(watch->thread, SIGUSR2);
 	pthread_join(watch->thread, NULL);
@@ -364,6 +390,35 @@ static int tell_error(fusefs_tell tell, void *user, int err, const char *format,
 	va_end(args);
 	tell(user, false, line);
 	return err;
+}
+
+enum { LOOP_ENTRIES = 256 };
+
+static int start_loop(struct fusefs *fs)
+{
+	int err = loop_create(&fs->loop, "hmmfs-io", LOOP_ENTRIES, 0, -1);
+
+	return err < 0 ? err : loop_start(fs->loop);
+}
+
+/* auto goes on over /dev/fuse where there is no other way. */
+static int open_transport(struct fusefs *fs, fusefs_tell tell, void *user)
+{
+	const char *obstacle = fs->options->transport == TRANSPORT_DEV ? "" : uring_obstacle();
+	int err;
+
+	if (fs->options->transport == TRANSPORT_DEV || (obstacle != NULL && fs->options->transport == TRANSPORT_AUTO))
+		return 0;
+	if (obstacle != NULL)
+		return tell_error(tell, user, -EOPNOTSUPP, "-o transport=uring: %s; or mount with transport=auto", obstacle);
+	err = uring_create(&fs->uring, fs->session, CACHE_IO_MAX);
+	if (err == 0)
+		return 0;
+	if (fs->options->transport == TRANSPORT_AUTO) {
+		log_line(LOG_NOTICE, "FUSE over io_uring: %s; going on over /dev/fuse", strerror(-err));
+		return 0;
+	}
+	return tell_error(tell, user, err, "-o transport=uring: %s; or mount with transport=auto", strerror(-err));
 }
 
 int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *user)
@@ -396,16 +451,21 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 	err = cache_start(fs.cache);
 	if (err < 0) {
 		tell_error(tell, user, err, "io_uring: %s; see kernel.io_uring_disabled and RLIMIT_MEMLOCK", strerror(-err));
-		goto out_cache;
+		goto out_session;
 	}
 	fs.passthrough = passthrough_create(&fs);
 	fs.repliers = repliers_start();
 	fs.notifiers = repliers_start();
+	err = start_loop(&fs);
+	if (err < 0) {
+		tell_error(tell, user, err, "io_uring: %s; see kernel.io_uring_disabled and RLIMIT_MEMLOCK", strerror(-err));
+		goto out_session;
+	}
 	fs.session = new_session(&fs);
 	if (fs.passthrough == NULL || fs.repliers == NULL || fs.notifiers == NULL || fs.session == NULL ||
 	    (atomic_load(&fs.root.volume->mount_fd) < 0 && pruner_start(&fs) < 0)) {
 		err = tell_error(tell, user, -ENOMEM, "out of memory");
-		goto out_cache;
+		goto out_session;
 	}
 	err = control_start(&fs, &fs.control);
 	if (err < 0) {
@@ -416,7 +476,9 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 		err = tell_error(tell, user, -EPERM, "MOUNTPOINT %s: the mount was refused; see the line above", options->mountpoint);
 		goto out_control;
 	}
-	err = watch_start(&watch, &fs);
+	err = open_transport(&fs, tell, user);
+	if (err == 0)
+		err = watch_start(&watch, &fs);
 	if (err == 0)
 		err = serve_mounted(&fs, &watch, tell, user);
 	else
@@ -424,12 +486,13 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 out_control:
 	control_destroy(fs.control);
 out_session:
+	loop_destroy(fs.loop);
+	uring_destroy(fs.uring);
 	pruner_stop(&fs);
 	if (fs.notifiers != NULL)
 		repliers_stop(fs.notifiers);
 	if (fs.session != NULL)
 		fuse_session_destroy(fs.session);
-out_cache:
 	inodes_wait(&fs);
 	if (fs.repliers != NULL)
 		repliers_stop(fs.repliers); /* they may be giving buffers back to the cache */

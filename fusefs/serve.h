@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum fusefs_transport { TRANSPORT_AUTO, TRANSPORT_URING, TRANSPORT_DEV };
 enum fusefs_policy { POLICY_AUTO, POLICY_NEVER, POLICY_ALWAYS };
 
 struct fusefs_options {
@@ -16,6 +17,7 @@ struct fusefs_options {
 	uint64_t capacity_bytes, chunk_bytes, bounce_bytes; /* 0: the default */
 	enum cache_cpu_access cpu_access;
 	uint64_t migrate_min_bytes; /* smaller files stay off the device but for as long as they are leased */
+	enum fusefs_transport transport;
 	enum fusefs_policy policy; /* of files that have no user.hmmfs.migrate */
 	unsigned writeback_interval_ms, read_timeout_ms, lease_timeout_ms;
 	bool allow_all_kernels;

@@ -42,6 +42,7 @@ static const char doc[] =
 	"  read_timeout=TIME               when a CPU read that a lease holds up gets a snapshot (1s; 0: never)\n"
 	"  lease_timeout=TIME              when a lease that others wait for is revoked (30s; 0: never)\n"
 	"  allow_kernels=owner|all         whose own kernels may run (owner)\n"
+	"  transport=auto|uring|dev        how requests come: FUSE over io_uring, or /dev/fuse (auto: uring where it is on)\n"
 	"  allow_other, ro                 as in fuse(8)\n"
 	"Exit status: 0 mounted (with -f: unmounted), 1 failure, 2 misuse.";
 

@@ -51,8 +51,8 @@ static void status_as_json(const struct hmmfs_status *s)
 #define SET(name) json_object_set_new(counters, #name, number(s->name));
 	COUNTERS(SET)
 #undef SET
-	print_json(json_pack("{s:{s:s,s:s},s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "device", "backend", s->backend, "name", s->device_name,
-			     "chunk_bytes", number(s->chunk_bytes), "capacity_bytes", number(s->capacity_bytes),
+	print_json(json_pack("{s:{s:s,s:s},s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "device", "backend", s->backend, "name", s->device_name,
+			     "transport", s->transport, "chunk_bytes", number(s->chunk_bytes), "capacity_bytes", number(s->capacity_bytes),
 			     "resident_bytes", number(s->resident_bytes), "dirty_bytes", number(s->dirty_bytes), "leases",
 			     number(s->leases), "passthrough_opens", number(s->passthrough_opens), "counters", counters));
 }
@@ -60,6 +60,7 @@ static void status_as_json(const struct hmmfs_status *s)
 static void status_as_text(const struct hmmfs_status *s)
 {
 	printf("device            %s (%s)\n", s->backend, s->device_name);
+	printf("transport         %s\n", s->transport);
 	printf("chunk             %llu KiB\n", (unsigned long long)s->chunk_bytes >> 10);
 	printf("capacity          %llu MiB\n", (unsigned long long)s->capacity_bytes >> 20);
 	printf("resident          %.1f MiB\n", (double)s->resident_bytes / (1 << 20));

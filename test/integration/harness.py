@@ -1,10 +1,11 @@
 """harness.py - a real mount for a test: its own source, mount point and daemon, gone when the test ends, however it ends."""
-import contextlib, errno, json, os, shutil, subprocess, tempfile, time
+import contextlib, errno, fcntl, json, os, shutil, subprocess, tempfile, time
 import cuda
 
 BUILD = os.environ.get("HMMFS_TEST_BUILD", "")
 HMMFS = os.path.join(BUILD, "tools/hmmfs") if BUILD else "hmmfs"
 DEVICE = os.environ.get("HMMFS_TEST_DEVICE", "host")
+TRANSPORT = os.environ.get("HMMFS_TEST_TRANSPORT", "dev")
 CPU_ACCESS = os.environ.get("HMMFS_TEST_CPU_ACCESS", "auto")
 
 
@@ -61,7 +62,7 @@ class Mount:
         self.source, self.point = os.path.join(scratch, "source"), os.path.join(scratch, "mount")
         os.makedirs(self.source, exist_ok=True)
         os.makedirs(self.point, exist_ok=True)
-        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, capacity=CAPACITY, chunk=CHUNK, bounce="8M", migrate_min="0") | options
+        o = dict(device=DEVICE, cpu_access=CPU_ACCESS, transport=TRANSPORT, capacity=CAPACITY, chunk=CHUNK, bounce="8M", migrate_min="0") | options
         self.options = ",".join(k if v is True else f"{k}={v}" for k, v in o.items() if v is not None)
         self.daemon = None
 
@@ -114,6 +115,8 @@ class Mount:
         if os.path.exists(abort):
             with open(abort, "w") as f:
                 f.write("1")
+        if os.geteuid() == 0:  # the same, where nobody has mounted fusectl
+            subprocess.run(["umount", "-f", self.point], stderr=subprocess.DEVNULL)
         subprocess.run(["fusermount3", "-u", "-z", self.point], stderr=subprocess.DEVNULL)
         self.daemon.kill()
         self.daemon.wait()
@@ -129,3 +132,27 @@ def mounted(**options):
     finally:
         m.clean()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+SWITCH = "/sys/module/fuse/parameters/enable_uring"
+TURN = "/tmp/hmmfs-test-enable-uring"  # tests that need it one way or the other take turns
+
+
+@contextlib.contextmanager
+def switch(value, takes_turn=True):
+    """Sets the kernel's switch of FUSE over io_uring for new mounts, and puts it back. Yields whether that was possible."""
+    if os.geteuid() != 0 or not os.path.exists(SWITCH):
+        yield False
+        return
+    with open(TURN, "w") as turn:
+        if takes_turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        with open(SWITCH) as f:
+            before = f.read()
+        try:
+            with open(SWITCH, "w") as f:
+                f.write(value)
+            yield True
+        finally:
+            with open(SWITCH, "w") as f:
+                f.write(before)

@@ -1,7 +1,7 @@
 """tests_passthrough.py - opens that the kernel passes to the backing by itself, and leases of such files."""
 import errno, mmap, os, subprocess
 from device import EXCLUSIVE, SHARED, Region, leased, states
-from harness import CHUNK, HMMFS, command, data_of, mounted, raises
+from harness import CHUNK, HMMFS, command, data_of, mounted, raises, wait_until
 
 SMALL = 3 * CHUNK + 7  # less than 1 MiB
 
@@ -102,6 +102,7 @@ def exclusive_lease_and_other_writers_of_a_passed_file_exclude_each_other():
         # Nobody knows whether the closed one left a mapping while others have the file open.
         raises(errno.EBUSY, r.begin, EXCLUSIVE)
         os.close(reader), os.close(fd)
+        wait_until(lambda: passed_opens(m) == 0, "the kernel has told of both closes")  # it does after they have returned
         r.begin(EXCLUSIVE)  # the session alone is left
         os.close(os.open(m.path("f"), os.O_RDWR))  # so it is not passed: the lease is one like any other
         assert passed_opens(m) == 0
