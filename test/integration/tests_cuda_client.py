@@ -243,3 +243,13 @@ def kernels_that_do_not_load_say_why():
         assert m.status()["leases"] == 0 and str(sum(data_of(CHUNK))) in command(HMMFS, "run", "sum", path)
         m.umount()
         assert m.backing("f") == data_of(CHUNK)
+
+
+def built_in_kernels_are_compiled_where_the_driver_does_not_take_the_builds():
+    if cuda.IS_REAL:
+        return "needs the simulated driver"
+    with mounted() as m:
+        path = m.put("f", data_of(CHUNK))
+        env = os.environ | {"HMMFS_SIMCUDA_FAIL": "cuModuleLoadDataEx:1:222"}  # CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        assert str(sum(data_of(CHUNK))) in command(HMMFS, "run", "sum", path, env=env)
+        m.umount()
