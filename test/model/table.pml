@@ -58,6 +58,7 @@ bit engine_is_blocked;  /* mutants only: the engine waits */
 byte answer;            /* of the table, in this turn */
 byte self;              /* whose turn it is, for C */
 byte broken;            /* what is wrong: see table_report */
+bit is_read_since_claim; /* beside the table: a READ was answered that no invalidation came after */
 
 c_code {
 	static unsigned char is_seen[4][EVENT_COUNT][DO_ILLEGAL + 1];
@@ -69,6 +70,7 @@ c_code {
 			"CLEAN, but the backing differs", "a kernel copy that the table does not know", "a load would see old bytes",
 			"reserved, but the backing has no blocks",
 			"a part of a page was written where the rest is old",
+			"a lease was granted over pages that a READ got meanwhile",
 		};
 
 		if (now.broken)
@@ -177,6 +179,13 @@ c_code {
 			now.broken = 1;
 		else if (!coherence_is_valid(&now.chunk))
 			now.broken = 2;
+		if (result.action == DO_INVALIDATE || now.chunk.exclusive == EXCLUSIVE_NONE)
+			now.is_read_since_claim = 0;
+		else if ((event == EVENT_READ || event == EVENT_READ_OVERDUE) && now.chunk.exclusive == EXCLUSIVE_CLAIMED &&
+			 (result.action == DO_DEVICE || result.action == DO_BACKING))
+			now.is_read_since_claim = 1;
+		else if (event == EVENT_GRANT_EXCLUSIVE && now.is_read_since_claim && !now.broken)
+			now.broken = 9; /* R3, R5 */
 		is_seen[state][event][result.action] = 1;
 		now.answer = result.action;
 		if (result.action == DO_DROP)
