@@ -515,6 +515,8 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 out_control:
 	control_destroy(fs.control);
 out_session:
+	if (fs.loop != NULL)
+		loop_stop(fs.loop);
 	pruner_stop(&fs);
 	if (fs.coherent != NULL)
 		coherent_stop(fs.coherent);
