@@ -228,11 +228,12 @@ static void handle_event(struct coherent *coherent, const struct fanotify_event_
 static void *coherent_main(void *argument)
 {
 	struct coherent *coherent = argument;
-	_Alignas(struct fanotify_event_metadata) char buffer[16384];
+	_Alignas(struct fanotify_event_metadata) char event[16384];
+	char buffer[sizeof(event)];
 
 	for (;;) {
 		struct pollfd fds[2] = {{coherent->events, POLLIN, 0}, {coherent->wake, POLLIN, 0}};
-		const struct fanotify_event_metadata *event = (const void *)buffer;
+		struct fanotify_event_metadata head;
 		ssize_t n;
 
 		if (poll(fds, 2, -1) < 0)
@@ -240,8 +241,14 @@ static void *coherent_main(void *argument)
 		if (fds[1].revents != 0)
 			return NULL;
 		n = read(coherent->events, buffer, sizeof(buffer));
-		for (; n > 0 && FAN_EVENT_OK(event, n); event = FAN_EVENT_NEXT(event, n))
-			handle_event(coherent, event);
+		/* Events follow one another without padding: each is copied to where it is aligned. */
+		for (ssize_t at = 0; n - at >= (ssize_t)sizeof(head); at += head.event_len) {
+			memcpy(&head, buffer + at, sizeof(head));
+			if (head.event_len < sizeof(head) || head.event_len > (size_t)(n - at))
+				break;
+			memcpy(event, buffer + at, head.event_len);
+			handle_event(coherent, (const void *)event);
+		}
 	}
 }
 

@@ -59,7 +59,8 @@ void ioctl_pass(fuse_req_t req, struct inode *inode, int fd, unsigned int cmd, c
 		return;
 	}
 	*passed = (struct passed){.req = req, .inode = inode, .fd = fd, .cmd = cmd, .out_bytes = out_bytes};
-	memcpy(&passed->argument, in, in_bytes);
+	if (in_bytes > 0)
+		memcpy(&passed->argument, in, in_bytes);
 	if (cmd == FS_IOC_SETFLAGS || cmd == FS_IOC_FSSETXATTR)
 		flush_device(inode, pass, passed); /* into an immutable file nothing can be written back any more */
 	else

@@ -522,11 +522,11 @@ out_session:
 		coherent_stop(fs.coherent);
 	if (fs.notifiers != NULL)
 		repliers_stop(fs.notifiers);
-	if (fs.session != NULL)
-		fuse_session_destroy(fs.session);
 	inodes_wait(&fs);
 	if (fs.repliers != NULL)
-		repliers_stop(fs.repliers); /* they may be giving buffers back to the cache */
+		repliers_stop(fs.repliers); /* they may be giving buffers back to the cache, or be on their way out of an answer */
+	if (fs.session != NULL)
+		fuse_session_destroy(fs.session);
 	inodes_destroy(&fs);
 	if (fs.coherent != NULL)
 		coherent_destroy(fs.coherent);
