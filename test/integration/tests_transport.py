@@ -113,7 +113,7 @@ def readers_that_a_lease_holds_leave_room_for_others():
     with switch("Y") as is_on:
         if not is_on:
             return "needs root, and a kernel with FUSE over io_uring"
-        with mounted(transport="uring", read_timeout="0", lease_timeout="0", cpu_access="copy") as m:
+        with mounted(transport="uring", read_timeout="0", lease_timeout="0", cpu_access="copy", capacity=64 * CHUNK) as m:
             fd = os.open(m.put("f", data_of(16 * CHUNK)), os.O_RDWR)
             if why_not := cannot_address(fd):
                 return why_not
