@@ -18,27 +18,27 @@
 
 /* True: what the kernel and the device have of the file is still right. Our own changes move the generation or the count
  * on, and the attributes are simply taken anew then. Of a file without chunks, only the kernel's pages are at stake: they
- * are cheap to read again, and are kept only if nothing at all has changed. */
-static bool is_unchanged(struct inode *inode, struct cache_file *file, int fd)
+ * are cheap to read again, and are kept only if nothing at all has changed. *st: what the backing is now, zeros if unknown. */
+static bool is_unchanged(struct inode *inode, struct cache_file *file, int fd, struct stat *st)
 {
 	uint64_t generation = cache_file_write_generation(file);
 	unsigned own_changes = atomic_load(&inode->own_changes);
 	bool is_active = cache_file_is_active(file);
 	bool is_known, is_ours, is_same, is_doubtful;
-	struct stat st;
 
-	if (fstat(fd, &st) < 0)
+	*st = (struct stat){0};
+	if (fstat(fd, st) < 0)
 		return false;
 	pthread_mutex_lock(inode_lock(inode));
 	is_known = inode->seen.is_known;
 	is_ours = inode->seen.write_generation != generation || (is_active && inode->seen.own_changes != own_changes);
 	is_doubtful = inode->seen.is_adopted;
-	is_same = is_as_seen(inode, &st);
+	is_same = is_as_seen(inode, st);
 	inode->seen.is_known = true;
 	inode->seen.is_adopted = false;
-	inode->seen.size = st.st_size;
-	inode->seen.mtime = st.st_mtim;
-	inode->seen.ctime = st.st_ctim;
+	inode->seen.size = st->st_size;
+	inode->seen.mtime = st->st_mtim;
+	inode->seen.ctime = st->st_ctim;
 	inode->seen.write_generation = generation;
 	inode->seen.own_changes = own_changes;
 	pthread_mutex_unlock(inode_lock(inode));
@@ -100,24 +100,22 @@ static void handle_destroy(struct handle *handle)
 
 /* A file that has no business on the device. Not an empty one: it was just made, or truncated, to be written. Nor one with
  * set-id bits: a passed write takes them whoever writes (passthrough.c). */
-static bool is_never_resident(const struct fusefs *fs, enum fusefs_policy policy, int fd)
+static bool is_never_resident(const struct fusefs *fs, enum fusefs_policy policy, const struct stat *st)
 {
-	struct stat st;
-
 	if (fs->options->is_read_only || policy == POLICY_NEVER)
 		return true;
-	return policy != POLICY_ALWAYS && fstat(fd, &st) == 0 && st.st_size > 0 && !(st.st_mode & (S_ISUID | S_ISGID)) &&
-	       (uint64_t)st.st_size < fs->options->migrate_min_bytes;
+	return policy != POLICY_ALWAYS && st->st_size > 0 && !(st->st_mode & (S_ISUID | S_ISGID)) &&
+	       (uint64_t)st->st_size < fs->options->migrate_min_bytes;
 }
 
 /* Counts the open, and says in fi what kind it is. handle_close, not handle_destroy, ends it. */
 static int handle_open(struct handle *handle, struct fuse_file_info *fi, enum fusefs_policy policy)
 {
 	struct inode *inode = handle->inode;
-	bool keeps_cache = is_unchanged(inode, inode_cache_file(inode), handle->fd);
+	struct stat st;
+	bool keeps_cache = is_unchanged(inode, inode_cache_file(inode), handle->fd, &st);
 	int backing_id;
-	int err = passthrough_open(inode->fs->passthrough, handle, is_never_resident(inode->fs, policy, handle->fd),
-				   &backing_id);
+	int err = passthrough_open(inode->fs->passthrough, handle, is_never_resident(inode->fs, policy, &st), &backing_id);
 
 	if (err < 0)
 		return err;
