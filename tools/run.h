@@ -5,6 +5,7 @@
 #include "client/hmmfs.h"
 
 #include <stdbool.h>
+#include <time.h>
 
 /* What a kernel of one's own is written in, by the name of its file: .cl, .cu, .ptx or .cubin. */
 enum run_language { RUN_OPENCL_C, RUN_CUDA_C, RUN_CUDA_IMAGE };
@@ -43,6 +44,22 @@ int run_region(struct hmmfs_session *session, int fd, const struct run_arguments
 /* run_cuda.c: the same on a mount with device=cuda. */
 int run_on_cuda(struct hmmfs_session *session, int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len,
 		struct run_outcome *outcome);
+
+/* run_region.c: calls compute with the region of [off, off+len) mapped and held, as the kernel needs it. */
+typedef int (*run_compute)(const void *user, struct hmmfs_region *region, struct run_outcome *outcome);
+int run_leased(int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len, run_compute compute, const void *user,
+	       struct run_outcome *outcome);
+
+/* run_region.c: the bytes that come back from a kernel of one's own. */
+size_t run_out_bytes(const struct run_arguments *arguments);
+
+static inline uint64_t clock_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
 
 static inline bool run_writes(const struct run_arguments *arguments)
 {

@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { THREADS = 256, BLOCKS_PER_MULTIPROCESSOR = 8, PARAMETERS_MAX = 2 + 16 };
 
@@ -36,14 +35,6 @@ struct launch {
 };
 
 static const char *const names[] = {"hmmfs_sum", "hmmfs_histogram", "hmmfs_count", "hmmfs_xor", "hmmfs_fill"};
-
-static uint64_t clock_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
 
 /* ---- finding the kernel ---- */
 
@@ -201,11 +192,19 @@ static int launch_and_wait(const struct cuda_launch *cuda, struct launch *launch
 	return -EFAULT;
 }
 
-static int compute(const struct cuda_launch *cuda, const struct run_arguments *arguments, CUfunction function, CUdeviceptr data,
-		   uint64_t len, struct run_outcome *outcome)
+struct computation {
+	const struct cuda_launch *cuda;
+	const struct job *job;
+	CUfunction function;
+};
+
+static int compute(const void *user, struct hmmfs_region *region, struct run_outcome *outcome)
 {
-	struct launch launch = {.function = function, .data = data, .len = len};
-	int err = prepare(cuda, arguments, &launch, &outcome->log);
+	const struct computation *computation = user;
+	const struct cuda_launch *cuda = computation->cuda;
+	struct launch launch = {.function = computation->function, .data = hmmfs_device_pointer(region),
+				.len = computation->job->len};
+	int err = prepare(cuda, computation->job->arguments, &launch, &outcome->log);
 
 	if (err == 0)
 		err = launch_and_wait(cuda, &launch, outcome);
@@ -218,40 +217,17 @@ static int compute(const struct cuda_launch *cuda, const struct run_arguments *a
 	return err;
 }
 
-static int run_on_region(const struct job *job, const struct cuda_launch *cuda, CUfunction function, struct run_outcome *outcome)
-{
-	struct hmmfs_region *region;
-	uint64_t start;
-	int err, end_err;
-
-	err = hmmfs_map_fd(job->fd, (off_t)job->off, job->len, &region);
-	if (err < 0)
-		return err;
-	err = hmmfs_begin(region, run_writes(job->arguments) ? HMMFS_EXCLUSIVE : HMMFS_SHARED, 0);
-	if (err == 0) {
-		outcome->times = hmmfs_times(region);
-		err = compute(cuda, job->arguments, function, hmmfs_device_pointer(region), job->len, outcome);
-		start = clock_ns();
-		end_err = hmmfs_end(region);
-		outcome->release_ns = clock_ns() - start;
-		err = err < 0 ? err : end_err;
-	}
-	hmmfs_unmap(region);
-	return err;
-}
-
 static int work(const void *argument, struct run_outcome *outcome)
 {
 	const struct job *job = argument;
-	const struct cuda_launch *cuda;
-	CUfunction function;
-	int err = cuda_start(hmmfs_info(job->session), &cuda, &outcome->log);
+	struct computation computation = {.job = job};
+	int err = cuda_start(hmmfs_info(job->session), &computation.cuda, &outcome->log);
 
 	outcome->bytes = job->len;
 	if (err == 0)
-		err = find_function(cuda, job->arguments, &function, &outcome->log);
+		err = find_function(computation.cuda, job->arguments, &computation.function, &outcome->log);
 	if (err == 0)
-		err = run_on_region(job, cuda, function, outcome);
+		err = run_leased(job->fd, job->arguments, job->off, job->len, compute, &computation, outcome);
 	return err;
 }
 
@@ -259,7 +235,6 @@ int run_on_cuda(struct hmmfs_session *session, int fd, const struct run_argument
 		struct run_outcome *outcome)
 {
 	struct job job = {session, fd, arguments, off, len};
-	size_t bytes = 0;
 	int err;
 
 	*outcome = (struct run_outcome){.bytes = len};
@@ -268,7 +243,5 @@ int run_on_cuda(struct hmmfs_session *session, int fd, const struct run_argument
 	err = hmmfs_sync(session); /* what was dirty before a kernel of one's own is safe */
 	if (err < 0)
 		return err;
-	for (size_t i = 0; i < arguments->n_args; i++)
-		bytes += arguments->args[i].is_out ? arguments->args[i].out_bytes : 0;
-	return run_child(work, &job, bytes, arguments->timeout_ms, outcome);
+	return run_child(work, &job, run_out_bytes(arguments), arguments->timeout_ms, outcome);
 }

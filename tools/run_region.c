@@ -10,15 +10,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <time.h>
-
-static uint64_t clock_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
 
 static int run_on_device(struct hmmfs_session *session, const struct run_arguments *arguments, uint64_t off, uint64_t len,
 			 struct run_outcome *outcome)
@@ -42,7 +33,7 @@ static int run_on_device(struct hmmfs_session *session, const struct run_argumen
 
 /* ---- here ---- */
 
-static size_t out_bytes(const struct run_arguments *arguments)
+size_t run_out_bytes(const struct run_arguments *arguments)
 {
 	size_t n = 0;
 
@@ -77,7 +68,7 @@ static int run_source_here(struct gpu_run *run, const struct run_arguments *argu
 {
 	struct source_job job = {run, data};
 	struct run_outcome of_child = {.bytes = 0};
-	int err = run_child(run_source, &job, out_bytes(arguments), run->timeout_ms, &of_child);
+	int err = run_child(run_source, &job, run_out_bytes(arguments), run->timeout_ms, &of_child);
 
 	outcome->kernel_ns = of_child.kernel_ns;
 	outcome->result = of_child.result;
@@ -86,11 +77,11 @@ static int run_source_here(struct gpu_run *run, const struct run_arguments *argu
 	return err;
 }
 
-static int compute_here(struct hmmfs_region *region, const struct run_arguments *arguments, uint64_t len,
-			struct run_outcome *outcome)
+static int compute_here(const void *user, struct hmmfs_region *region, struct run_outcome *outcome)
 {
+	const struct run_arguments *arguments = user;
 	struct gpu_arg args[16];
-	struct gpu_run run = {.range.len = len,
+	struct gpu_run run = {.range.len = outcome->bytes,
 			      .kind = (enum gpu_kernel_kind)arguments->kernel,
 			      .writes = run_writes(arguments),
 			      .byte = arguments->byte,
@@ -119,24 +110,19 @@ static int compute_here(struct hmmfs_region *region, const struct run_arguments 
 	return err;
 }
 
-static int run_here(struct hmmfs_session *session, int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len,
-		    struct run_outcome *outcome)
+int run_leased(int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len, run_compute compute, const void *user,
+	       struct run_outcome *outcome)
 {
 	struct hmmfs_region *region;
 	uint64_t start;
-	int err = 0, end_err;
+	int err = hmmfs_map_fd(fd, (off_t)off, len, &region), end_err;
 
-	*outcome = (struct run_outcome){.bytes = len};
-	if (arguments->kernel == HMMFS_SOURCE)
-		err = hmmfs_sync(session); /* what was dirty before a kernel of one's own is safe */
-	if (err == 0)
-		err = hmmfs_map_fd(fd, (off_t)off, len, &region);
 	if (err < 0)
 		return err;
 	err = hmmfs_begin(region, run_writes(arguments) ? HMMFS_EXCLUSIVE : HMMFS_SHARED, 0);
 	if (err == 0) {
 		outcome->times = hmmfs_times(region);
-		err = compute_here(region, arguments, len, outcome);
+		err = compute(user, region, outcome);
 		start = clock_ns();
 		end_err = hmmfs_end(region);
 		outcome->release_ns = clock_ns() - start;
@@ -144,6 +130,17 @@ static int run_here(struct hmmfs_session *session, int fd, const struct run_argu
 	}
 	hmmfs_unmap(region);
 	return err;
+}
+
+static int run_here(struct hmmfs_session *session, int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len,
+		    struct run_outcome *outcome)
+{
+	int err = 0;
+
+	*outcome = (struct run_outcome){.bytes = len};
+	if (arguments->kernel == HMMFS_SOURCE)
+		err = hmmfs_sync(session); /* what was dirty before a kernel of one's own is safe */
+	return err < 0 ? err : run_leased(fd, arguments, off, len, compute_here, arguments, outcome);
 }
 
 int run_region(struct hmmfs_session *session, int fd, const struct run_arguments *arguments, uint64_t off, uint64_t len,
