@@ -22,6 +22,44 @@ static struct registered *registered; /* sim.mutex */
 
 /* ---- moving bytes ---- */
 
+/*
+ * Two streams may be at the same device memory at once, a copy of a chunk for the disk and a WRITE to it, say: a device gives
+ * each byte as it was or as it is. In C that takes atomic accesses: bytes, and words where they are aligned.
+ */
+static size_t step_at(const char *at, size_t left)
+{
+	return (uintptr_t)at % sizeof(uint64_t) == 0 && left >= sizeof(uint64_t) ? sizeof(uint64_t) : 1;
+}
+
+static void load(char *to, const char *device, size_t bytes)
+{
+	for (size_t done = 0, step; done < bytes; done += step) {
+		step = step_at(device + done, bytes - done);
+		if (step == 1) {
+			to[done] = __atomic_load_n(device + done, __ATOMIC_RELAXED);
+		} else {
+			uint64_t word = __atomic_load_n((const uint64_t *)(const void *)(device + done), __ATOMIC_RELAXED);
+
+			memcpy(to + done, &word, sizeof(word));
+		}
+	}
+}
+
+static void store(char *device, const char *from, size_t bytes)
+{
+	for (size_t done = 0, step; done < bytes; done += step) {
+		step = step_at(device + done, bytes - done);
+		if (step == 1) {
+			__atomic_store_n(device + done, from[done], __ATOMIC_RELAXED);
+		} else {
+			uint64_t word;
+
+			memcpy(&word, from + done, sizeof(word));
+			__atomic_store_n((uint64_t *)(void *)(device + done), word, __ATOMIC_RELAXED);
+		}
+	}
+}
+
 bool sim_copy(CUdeviceptr device, void *host, size_t bytes, bool is_to_device)
 {
 	for (size_t done = 0; done < bytes;) {
@@ -30,9 +68,9 @@ bool sim_copy(CUdeviceptr device, void *host, size_t bytes, bool is_to_device)
 		if (!sim_part_take(device + done, bytes - done, is_to_device ? MAY_WRITE : MAY_READ, &part))
 			return false;
 		if (is_to_device)
-			memcpy(part.bytes, (char *)host + done, part.len);
+			store(part.bytes, (char *)host + done, part.len);
 		else
-			memcpy((char *)host + done, part.bytes, part.len);
+			load((char *)host + done, part.bytes, part.len);
 		done += part.len;
 		sim_part_release(&part);
 	}
@@ -41,16 +79,17 @@ bool sim_copy(CUdeviceptr device, void *host, size_t bytes, bool is_to_device)
 
 bool sim_fill(CUdeviceptr to, size_t bytes, const void *pattern, size_t pattern_bytes)
 {
+	char block[4096]; /* of whole patterns, which have one byte or four */
+
+	for (size_t i = 0; i < sizeof(block); i += pattern_bytes)
+		memcpy(block + i, pattern, pattern_bytes);
 	for (size_t done = 0; done < bytes;) {
 		struct sim_part part;
 
 		if (!sim_part_take(to + done, bytes - done, MAY_WRITE, &part))
 			return false;
-		if (pattern_bytes == 1)
-			memset(part.bytes, *(const unsigned char *)pattern, part.len);
-		else
-			for (size_t i = 0; i < part.len; i += pattern_bytes)
-				memcpy(part.bytes + i, pattern, pattern_bytes);
+		for (size_t at = 0; at < part.len; at += sizeof(block))
+			store(part.bytes + at, block, part.len - at < sizeof(block) ? part.len - at : sizeof(block));
 		done += part.len;
 		sim_part_release(&part);
 	}
