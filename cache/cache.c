@@ -68,24 +68,24 @@ static void lost_task(struct cache *cache, struct task *task)
 	atomic_store(&cache->is_lost_posted, false);
 	cache->next_lost_check_ns = UINT64_MAX;
 	DL_FOREACH_SAFE2(cache->resident, chunk, next, next) {
-		if (chunk->memory != NULL && cache->dev->ops->chunk_is_lost(cache->dev, chunk->memory) &&
-		    !chunk_lose(chunk))
-			cache->next_lost_check_ns = now_ns() + LOST_CHECK_NS; /* something is still under way on it */
+		if (chunk->memory != NULL && cache->dev->ops->chunk_is_lost(cache->dev, chunk->memory))
+			chunk_lose(chunk);
 	}
 }
 
 bool chunk_lose(struct chunk *chunk)
 {
 	struct cache *cache = chunk->file->cache;
-	bool was_dirty = chunk->coherence.state == CHUNK_DIRTY;
 	enum coherence_action action = chunk_send(chunk, EVENT_LOST);
 
-	if (action == DO_WAIT)
+	if (action == DO_WAIT) { /* something is still under way on it */
+		cache->next_lost_check_ns = now_ns() + LOST_CHECK_NS;
 		return false;
-	if (action != DO_DROP)
+	}
+	if (action == DO_NOTHING)
 		return true;
 	cache->stats.lost_chunks++;
-	if (was_dirty) {
+	if (action == DO_LOSE) {
 		file_record_error(chunk->file, -EIO);
 		cache_log(cache, LOG_CRIT, "%s: bytes %lld..%lld were lost with the device's memory before they were "
 			  "written back",

@@ -92,7 +92,7 @@ enum coherence_action chunk_send_in(struct chunk *chunk, enum coherence_event ev
 	if (before.is_leaving != chunk->coherence.is_leaving)
 		file->cache->n_leaving += chunk->coherence.is_leaving ? 1 : (size_t)-1;
 	count_pins(chunk, before.pins);
-	if (result.action == DO_DROP)
+	if (result.action == DO_DROP || result.action == DO_LOSE)
 		chunk_free_memory(chunk);
 	if (result.action == DO_SNAPSHOT)
 		chunk_writeback(chunk);

@@ -47,6 +47,7 @@ static bool is_droppable(const struct coherence *c)
 static struct coherence_result drop(struct coherence *c)
 {
 	c->state = CHUNK_HOST;
+	c->is_untouched = false;
 	c->is_leaving = false;
 	c->is_reserved = false;
 	c->has_error = false;
@@ -101,8 +102,8 @@ static struct coherence_result on_read_overdue(struct coherence *c)
 /*
  * R1: a WRITE waits for no client, lease, invalidation or READ. It does wait for a fill in flight and for a frozen
  * chunk to thaw, and for the WRITEs before it that these wait for: all of it depends on disk and device alone. (Were it let in
- * while they drain, one that overlaps the last could always be there, and neither would ever start.) (Sending it to the backing and starting the fill again,
- * the obvious other way, never ends under a CPU that never stops writing.)
+ * while they drain, one that overlaps the last could always be there, and neither would ever start. Nor is it sent to the backing
+ * and the fill started again: that never ends under a CPU that never stops writing.)
  */
 static struct coherence_result on_write(struct coherence *c, bool is_writepage)
 {
@@ -117,6 +118,7 @@ static struct coherence_result on_write(struct coherence *c, bool is_writepage)
 		c->host_writes++;
 		return go(DO_BACKING);
 	}
+	c->is_untouched |= c->state == CHUNK_CLEAN;
 	c->state = CHUNK_DIRTY;
 	c->is_redirtied = c->is_writeback;
 	c->device_writes++;
@@ -131,6 +133,21 @@ static struct coherence_result on_device_io_done(struct coherence *c, uint16_t *
 	if (c->is_leaving && is_droppable(c))
 		return drop(c);
 	return go_and_resume(DO_NOTHING);
+}
+
+static struct coherence_result on_write_done(struct coherence *c)
+{
+	c->is_untouched = false;
+	return on_device_io_done(c, &c->device_writes);
+}
+
+/* Sent again when the copy is dropped, but it waits for no client and no invalidation (R1). */
+static struct coherence_result on_write_lost(struct coherence *c)
+{
+	if (c->device_writes == 0)
+		return illegal;
+	c->device_writes--;
+	return go_and_resume(is_leased(c) || c->pins > 0 || c->is_invalidating ? DO_REFUSE : DO_WAIT);
 }
 
 static struct coherence_result on_host_written(struct coherence *c)
@@ -223,6 +240,7 @@ static struct coherence_result on_grant_exclusive(struct coherence *c)
 		return illegal;
 	c->exclusive = EXCLUSIVE_HELD;
 	c->state = CHUNK_DIRTY;
+	c->is_untouched = false;
 	c->is_redirtied = c->is_writeback;
 	return go(DO_NOTHING);
 }
@@ -285,10 +303,12 @@ static struct coherence_result on_written(struct coherence *c)
 		return illegal;
 	c->is_writeback = false;
 	c->has_error = false;
-	if (!c->is_redirtied)
+	if (!c->is_redirtied) {
 		c->state = CHUNK_CLEAN;
-	else
+		c->is_untouched = false;
+	} else {
 		c->is_leaving = false; /* someone writes it: let another chunk leave */
+	}
 	c->is_redirtied = false;
 	if (c->is_leaving && is_droppable(c))
 		return drop(c);
@@ -357,12 +377,19 @@ static struct coherence_result on_thaw_drop(struct coherence *c, bool is_discard
 
 static struct coherence_result on_lost(struct coherence *c)
 {
+	struct coherence_result result;
+	bool has_stores;
+
 	if (!is_resident(c))
 		return go(DO_NOTHING);
 	if (is_leased(c) || c->pins > 0 || c->is_writeback || has_device_io(c) || c->freeze != FREEZE_NONE ||
 	    c->is_invalidating)
 		return go(DO_WAIT);
-	return drop(c);
+	has_stores = c->state == CHUNK_DIRTY && !c->is_untouched;
+	result = drop(c);
+	if (has_stores)
+		result.action = DO_LOSE;
+	return result;
 }
 
 struct coherence_result coherence_step(struct coherence *c, enum coherence_event event,
@@ -374,7 +401,8 @@ struct coherence_result coherence_step(struct coherence *c, enum coherence_event
 	case EVENT_WRITE: return on_write(c, false);
 	case EVENT_WRITEPAGE: return on_write(c, true);
 	case EVENT_READ_DONE: return on_device_io_done(c, &c->device_reads);
-	case EVENT_WRITE_DONE: return on_device_io_done(c, &c->device_writes);
+	case EVENT_WRITE_DONE: return on_write_done(c);
+	case EVENT_WRITE_LOST: return on_write_lost(c);
 	case EVENT_HOST_WRITTEN: return on_host_written(c);
 	case EVENT_PIN: return on_pin(c);
 	case EVENT_UNPIN: return on_unpin(c);
@@ -429,6 +457,8 @@ bool coherence_is_valid(const struct coherence *c)
 		return false; /* I6 */
 	if (c->is_reread && (c->exclusive != EXCLUSIVE_CLAIMED || !c->kernel_copies))
 		return false; /* I7 */
+	if (c->is_untouched && c->state != CHUNK_DIRTY)
+		return false; /* I8 */
 	return true;
 }
 
@@ -443,7 +473,7 @@ const char *chunk_state_name(enum chunk_state state)
 const char *coherence_event_name(enum coherence_event event)
 {
 	static const char *const names[EVENT_COUNT] = {
-		"READ", "READ_OVERDUE", "WRITE", "WRITEPAGE", "READ_DONE", "WRITE_DONE", "HOST_WRITTEN", "PIN", "UNPIN",
+		"READ", "READ_OVERDUE", "WRITE", "WRITEPAGE", "READ_DONE", "WRITE_DONE", "WRITE_LOST", "HOST_WRITTEN", "PIN", "UNPIN",
 		"WANT_RESIDENT", "WANT_SHARED", "WANT_EXCLUSIVE", "UNCLAIM", "GRANT_SHARED", "GRANT_EXCLUSIVE",
 		"END_SHARED", "END_EXCLUSIVE", "RESERVED", "FILLED", "FILL_FAILED", "INVALIDATED", "WRITTEN",
 		"WRITE_FAILED", "SNAPSHOT", "SNAPSHOT_FROZEN", "LEAVE", "FREEZE", "THAW", "THAW_DROP", "THAW_DISCARD", "LOST",
@@ -456,7 +486,7 @@ const char *coherence_event_name(enum coherence_event event)
 const char *coherence_action_name(enum coherence_action action)
 {
 	static const char *const names[] = {"NOTHING", "WAIT", "BACKING", "DEVICE", "LEAVE", "FILL",
-					    "INVALIDATE", "RESERVE", "SNAPSHOT", "DROP", "REFUSE", "ILLEGAL"};
+					    "INVALIDATE", "RESERVE", "SNAPSHOT", "DROP", "LOSE", "REFUSE", "ILLEGAL"};
 
 	assert((size_t)action < sizeof(names) / sizeof(names[0]));
 	return names[action];

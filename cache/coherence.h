@@ -27,6 +27,7 @@
  *     is_reread        CLAIMED: a READ was answered since the invalidation began, so that there is to be another
  *     is_invalidating  the notifier is removing them; they count as gone, whatever is answered meanwhile counts anew
  *     is_writeback     a snapshot is on its way to the backing; is_redirtied: it will be old when it arrives
+ *     is_untouched     DIRTY only for WRITEs that are still on their way: without the device copy, nothing but they is lost
  *     is_leaving       to be dropped as soon as it is CLEAN and nothing uses it
  *     freeze           NONE -> WAITING -> FROZEN: a change of the backing behind the device (truncate, punch) is coming
  *     host_writes      WRITEs on their way to the backing; no fill starts before they are done
@@ -42,6 +43,7 @@
  *     I5  host_writes > 0: HOST.                              (a fill can't miss a WRITE) is_draining only with it.
  *     I6  is_redirtied only with is_writeback; is_writeback only with DIRTY.
  *     I7  is_reread only with CLAIMED and kernel_copies.
+ *     I8  is_untouched only with DIRTY.
  *
  * Where the rules live: R1 on_write, R2/R3 on_read and on_invalidated, R5 on_read, on_grant_exclusive and on_end_exclusive,
  * R6 on_written, on_write_failed and is_droppable. R4 is the engine's.
@@ -67,6 +69,7 @@ struct coherence {
 	bool is_invalidating : 1;
 	bool is_writeback : 1;
 	bool is_redirtied : 1;
+	bool is_untouched : 1;
 	bool is_leaving : 1;
 	bool is_reserved : 1; /* the backing has blocks for every byte of the chunk below the end of file */
 	bool is_draining : 1;
@@ -86,6 +89,7 @@ enum coherence_event {
 	EVENT_WRITEPAGE,     /* the kernel flushes a dirty page */
 	EVENT_READ_DONE,     /* a READ answered with DO_DEVICE is done */
 	EVENT_WRITE_DONE,    /* a WRITE answered with DO_DEVICE is done */
+	EVENT_WRITE_LOST,    /* it is not, for the device has lost the copy: to be sent again (DO_WAIT), or to fail */
 	EVENT_HOST_WRITTEN,  /* a WRITE answered with DO_BACKING is done */
 	/* from clients */
 	EVENT_PIN,
@@ -128,6 +132,7 @@ enum coherence_action {
 	DO_RESERVE,    /* reserve blocks in the backing, then EVENT_RESERVED, then try again */
 	DO_SNAPSHOT,   /* write it back, then EVENT_WRITTEN or EVENT_WRITE_FAILED */
 	DO_DROP,       /* free the device memory */
+	DO_LOSE,       /* the same, and stores are lost with it that the backing has not */
 	DO_REFUSE,     /* can't be: in use */
 	DO_ILLEGAL,    /* the event makes no sense in this state: a bug of the caller */
 };

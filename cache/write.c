@@ -131,18 +131,27 @@ static void segment_write(struct write_segment *segment)
 
 /* ---- to the device ---- */
 
-static void segment_again(struct write_segment *segment);
+static void segment_dispatch(struct cache *cache, struct task *task);
 
 static void segment_copied(struct device_op *op, int status)
 {
 	struct write_segment *segment = CONTAINER_OF(op, struct write_segment, device_op);
 
-	chunk_send(segment->chunk, EVENT_WRITE_DONE);
-	if (status == -ENODEV && chunk_lose(segment->chunk)) { /* it goes to the backing, then */
-		segment_again(segment);
+	if (status != -ENODEV) {
+		chunk_send(segment->chunk, EVENT_WRITE_DONE);
+		segment_end(segment, status);
 		return;
 	}
-	segment_end(segment, status == -ENODEV ? -EIO : status);
+	if (chunk_send(segment->chunk, EVENT_WRITE_LOST) == DO_REFUSE) {
+		segment_end(segment, -EIO);
+		return;
+	}
+	give_buffer_back(segment);
+	segment->task.run = segment_dispatch;
+	if (chunk_lose(segment->chunk)) /* it goes to the backing, then */
+		engine_ready(segment->request->file->cache, &segment->task);
+	else
+		chunk_park(segment->chunk, &segment->task);
 }
 
 static void segment_copy(struct cache *cache, struct task *task)
@@ -178,15 +187,6 @@ static void segment_to_device(struct write_segment *segment)
 }
 
 /* ---- which way ---- */
-
-static void segment_dispatch(struct cache *cache, struct task *task);
-
-static void segment_again(struct write_segment *segment)
-{
-	give_buffer_back(segment);
-	segment->task.run = segment_dispatch;
-	engine_ready(segment->request->file->cache, &segment->task);
-}
 
 static void segment_reserved(struct cache_file *file, void *user, int status)
 {

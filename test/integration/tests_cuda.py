@@ -212,6 +212,10 @@ def one_bad_chunk_is_lost_alone():
         os.fsync(fd)
         command(HMMFS, "prefetch", m.path("f"))
         assert states(fd) == {c: "CLEAN" for c in range(4)}
+        d.fail(*3 * [f"cuMemcpyHtoDAsync:1:{ECC}:sticky"])
+        os.pwrite(fd, b"written", 3 * CHUNK)  # CLEAN: to the backing, and nothing is lost
+        os.fsync(fd)
+        assert m.backing("f")[3 * CHUNK:3 * CHUNK + 7] == b"written" and 3 not in states(fd)
         os.pwrite(fd, b"dirty", 2 * CHUNK)
         d.fail(*3 * [f"cuMemcpyDtoHAsync:1:{ECC}:sticky"])
         raises(errno.EIO, os.fsync, fd)

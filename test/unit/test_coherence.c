@@ -376,8 +376,46 @@ START_TEST(lost_memory_is_dropped_when_nothing_uses_it)
 	give(&c, EVENT_READ);
 	ck_assert_int_eq(give(&c, EVENT_LOST), DO_WAIT);
 	give(&c, EVENT_READ_DONE);
-	ck_assert_int_eq(give(&c, EVENT_LOST), DO_DROP);
+	ck_assert_int_eq(give(&c, EVENT_LOST), DO_LOSE);
 	ck_assert_int_eq(c.state, CHUNK_HOST);
+	c = make(CHUNK_CLEAN);
+	ck_assert_int_eq(give(&c, EVENT_LOST), DO_DROP);
+}
+END_TEST
+
+START_TEST(writes_that_the_device_never_got_are_not_lost_with_it)
+{
+	struct coherence c = make(CHUNK_CLEAN);
+
+	give(&c, EVENT_RESERVED);
+	ck_assert_int_eq(give(&c, EVENT_WRITE), DO_DEVICE);
+	ck_assert_int_eq(give(&c, EVENT_WRITE), DO_DEVICE);
+	ck_assert_int_eq(give(&c, EVENT_WRITE_LOST), DO_WAIT);
+	ck_assert_int_eq(give(&c, EVENT_LOST), DO_WAIT);
+	ck_assert_int_eq(give(&c, EVENT_WRITE_LOST), DO_WAIT);
+	ck_assert_int_eq(give(&c, EVENT_LOST), DO_DROP);
+
+	c = make(CHUNK_CLEAN);
+	give(&c, EVENT_RESERVED);
+	give(&c, EVENT_WRITE);
+	give(&c, EVENT_WRITE);
+	give(&c, EVENT_WRITE_DONE);
+	give(&c, EVENT_WRITE_LOST);
+	ck_assert_int_eq(give(&c, EVENT_LOST), DO_LOSE);
+}
+END_TEST
+
+START_TEST(a_lost_write_waits_for_no_client_and_no_invalidation)
+{
+	struct coherence c = make(CHUNK_DIRTY);
+
+	give(&c, EVENT_PIN);
+	give(&c, EVENT_WRITE);
+	ck_assert_int_eq(give(&c, EVENT_WRITE_LOST), DO_REFUSE);
+	give(&c, EVENT_RESERVED);
+	ck_assert_int_eq(give(&c, EVENT_WANT_EXCLUSIVE), DO_INVALIDATE);
+	give(&c, EVENT_WRITEPAGE);
+	ck_assert_int_eq(give(&c, EVENT_WRITE_LOST), DO_REFUSE);
 }
 END_TEST
 
@@ -397,6 +435,7 @@ static uint64_t key_of(const struct coherence *c)
 	key = key * 4 + c->freeze;
 	key = key * 2 + c->kernel_copies;
 	key = key * 2 + c->is_reread;
+	key = key * 2 + c->is_untouched;
 	key = key * 2 + c->is_draining;
 	key = key * 2 + c->is_invalidating;
 	key = key * 2 + c->is_writeback;
@@ -436,7 +475,8 @@ static bool may_send(const struct coherence *c, enum coherence_event event)
 
 	switch (event) {
 	case EVENT_READ_DONE: return c->device_reads > 0;
-	case EVENT_WRITE_DONE: return c->device_writes > 0;
+	case EVENT_WRITE_DONE:
+	case EVENT_WRITE_LOST: return c->device_writes > 0;
 	case EVENT_HOST_WRITTEN: return c->host_writes > 0;
 	case EVENT_UNPIN: /* the last pin goes after leases, claims and their invalidations */
 		return c->pins > 1 || (c->pins == 1 && c->shared == 0 && c->exclusive == EXCLUSIVE_NONE && !c->is_invalidating);
@@ -495,7 +535,9 @@ static void check_step(const struct coherence *before, enum coherence_event even
 		ck_assert_msg(after->kernel_copies || event == EVENT_WRITEPAGE, "a copy given out is not counted");
 	if (result.action == DO_BACKING)
 		ck_assert_msg(!is_dirty && after->state != CHUNK_CLEAN, "the backing is used though the device has the truth");
-	if (result.action == DO_DROP)
+	if (event == EVENT_LOST && is_dirty != was_dirty)
+		ck_assert_int_eq(result.action, before->is_untouched ? DO_DROP : DO_LOSE);
+	if (result.action == DO_DROP || result.action == DO_LOSE)
 		ck_assert_int_eq(after->state, CHUNK_HOST);
 	/* A held request is resumed when what it was held for is over. */
 	if (before->is_invalidating && !after->is_invalidating && after->exclusive != EXCLUSIVE_ENDING)
@@ -584,6 +626,8 @@ int main(void)
 	tcase_add_test(tcase, a_chunk_stored_to_since_its_frozen_snapshot_is_not_dropped);
 	tcase_add_test(tcase, a_freeze_waits_for_what_is_under_way_but_for_no_invalidation);
 	tcase_add_test(tcase, lost_memory_is_dropped_when_nothing_uses_it);
+	tcase_add_test(tcase, writes_that_the_device_never_got_are_not_lost_with_it);
+	tcase_add_test(tcase, a_lost_write_waits_for_no_client_and_no_invalidation);
 	tcase_add_test(tcase, every_reachable_state_keeps_the_invariants_under_every_event);
 	tcase_add_test(tcase, names_are_printable);
 	suite_add_tcase(suite, tcase);
