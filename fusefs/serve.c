@@ -75,7 +75,7 @@ static void op_init(void *user, struct fuse_conn_info *conn)
 		passthrough_enable(fs->passthrough);
 	conn->max_write = CACHE_IO_MAX;
 	conn->max_readahead = CACHE_IO_MAX;
-	conn->max_background = 64;
+	conn->max_background = UINT16_MAX; /* READs that a lease holds count: they must not keep readahead and writeback of others waiting */
 	/* Pages are dropped when the backing is found changed at open. By mtime the kernel would drop them for our own
 	 * writebacks too, and wait for the pages of READs that a lease holds, in the middle of a stat. */
 	fuse_unset_feature_flag(conn, FUSE_CAP_AUTO_INVAL_DATA);

@@ -132,6 +132,29 @@ def readers_that_a_lease_holds_leave_room_for_others():
             m.umount()
 
 
+def pages_read_ahead_that_a_lease_holds_keep_nobody_waiting():
+    """The kernel sends a limited number of READs ahead and of WRITEs of pages at a time: held READs must not use it up."""
+    n = 100
+    with mounted(transport="dev", read_timeout="0", lease_timeout="0", cpu_access="copy", capacity=2 * n * CHUNK) as m:
+        fd = os.open(m.put("f", data_of(n * CHUNK)), os.O_RDWR)
+        other = os.open(m.put("other", data_of(CHUNK)), os.O_RDWR)
+        if why_not := cannot_address(fd):
+            return why_not
+        r = Region(fd, 0, n * CHUNK).begin(EXCLUSIVE)
+        code = ("import os,sys\nfd=os.open(sys.argv[1],os.O_RDONLY)\n"
+                f"for i in range({n}): os.posix_fadvise(fd,i*{CHUNK},4096,os.POSIX_FADV_WILLNEED)\n")
+        ahead = subprocess.Popen(["python3", "-c", code, m.path("f")])
+        wait_until(lambda: m.status()["counters"]["held_reads"] >= n, "all are held")
+        p = mmap.mmap(other, 0)
+        p[5] = 0x77
+        p.flush()
+        assert m.backing("other")[5] == 0x77
+        p.close(), r.end(), r.close()
+        assert ahead.wait(timeout=60) == 0
+        os.close(fd), os.close(other)
+        m.umount()
+
+
 def transport_that_is_not_there_is_one_line():
     with switch("N") as is_set:
         if not is_set and os.path.exists(SWITCH) and open(SWITCH).read() != "N\n":
