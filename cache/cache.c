@@ -164,6 +164,11 @@ static int choose_capacity(struct cache *cache, char **error)
 		capacity = info->memory_bytes > 0 ? capacity_auto(info) : CAPACITY_DEFAULT;
 	}
 	cache->wanted_chunks = cache->capacity_chunks = capacity / cache->chunk_bytes;
+	if (info->can_export && cache->config.max_descriptors > 0 && cache->wanted_chunks > cache->config.max_descriptors) {
+		cache_log(cache, LOG_NOTICE, "capacity: %zu chunks, not %zu: each has a file descriptor, and there are no more for them; "
+			  "raise the limit (ulimit -n) or choose a larger chunk", cache->config.max_descriptors, cache->wanted_chunks);
+		cache->wanted_chunks = cache->capacity_chunks = cache->config.max_descriptors;
+	}
 	if (cache->capacity_chunks < CAPACITY_MIN_CHUNKS)
 		return refuse(error, "chunk=%zu: the device has no memory free for %d of them; choose a smaller chunk",
 			      cache->chunk_bytes, CAPACITY_MIN_CHUNKS);

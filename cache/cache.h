@@ -31,6 +31,7 @@ struct cache_config {
 	size_t chunk_bytes;      /* power of two, 64 KiB .. 1 GiB; 0: 2 MiB */
 	uint64_t capacity_bytes; /* 0: chosen from the device's memory */
 	size_t bounce_bytes;     /* 0: 64 MiB */
+	size_t max_descriptors;  /* for chunks, where the device has one for each: a capacity that needs more is lowered; 0: no bound */
 	enum cache_cpu_access cpu_access;
 	unsigned writeback_interval_ms; /* 0: only when asked */
 	unsigned read_timeout_ms;       /* a READ that a lease holds up for so long gets a snapshot; 0: never */

@@ -250,22 +250,23 @@ static int watch_start(struct signal_watch *watch, struct fusefs *fs)
 
 /* ---- the life ---- */
 
-/* As many descriptors as may be; see share_descriptors. */
-static void raise_descriptor_limit(struct fusefs *fs)
+/* As many descriptors as may be; see share_descriptors. How many that is. */
+static size_t raise_descriptor_limit(struct fusefs *fs)
 {
 	struct rlimit limit, more = {1 << 20, 1 << 20};
 
 	fs->max_fds = 512;
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-		return;
+		return 1024;
 	if (fs->is_root && limit.rlim_max < more.rlim_max && setrlimit(RLIMIT_NOFILE, &more) == 0)
 		limit = more;
 	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
 	fs->max_fds = limit.rlim_cur / 2;
+	return limit.rlim_cur;
 }
 
-/* Of those that are left when everything is set up, half are for known inodes, the other half for open files and chunks. */
+/* Of those that are left when everything is set up, half are for known inodes, a quarter is for chunks, the rest for open files. */
 static void share_descriptors(struct fusefs *fs)
 {
 	struct rlimit limit;
@@ -449,7 +450,7 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 	int err;
 
 	umask(0); /* the kernel has applied the caller's */
-	raise_descriptor_limit(&fs);
+	config.max_descriptors = raise_descriptor_limit(&fs) / 4;
 	sigemptyset(&watch.set);
 	sigaddset(&watch.set, SIGTERM);
 	sigaddset(&watch.set, SIGINT);

@@ -78,12 +78,13 @@ class Mount:
                                        env=os.environ | daemon_environment)
         if terminal is not None:
             wait_until(lambda: os.path.ismount(self.point) or self.daemon.poll() is not None, "the daemon serves")
+        self.said = ""
         for line in self.daemon.stderr or []:  # the daemon says when it serves
-            self.first_line = line.decode()
+            self.said += line.decode()
             if os.path.ismount(self.point):
                 break
         self.device_number = os.minor(os.stat(self.point).st_dev) if os.path.ismount(self.point) else 0
-        assert os.path.ismount(self.point), "the daemon ended before it mounted: " + getattr(self, "first_line", "")
+        assert os.path.ismount(self.point), "the daemon ended before it mounted: " + self.said
 
     def path(self, name):
         return os.path.join(self.point, name)

@@ -46,6 +46,24 @@ def known_inodes_need_no_descriptor_each():
         m.umount()
 
 
+def chunks_take_no_descriptors_from_files():
+    """On devices that have one for each chunk."""
+    with mounted(capacity=str(1024 * CHUNK)) as m:
+        remount(m, descriptors=400)
+        chunks = m.status()["capacity_bytes"] // CHUNK
+        if chunks == 1024:
+            return "the device's chunks have no descriptors"
+        assert chunks == 100 and "100 chunks, not 1024" in m.said, m.said
+        m.put("f", bytes(chunks * CHUNK))
+        command(HMMFS, "prefetch", m.path("f"))
+        assert m.status()["resident_bytes"] == chunks * CHUNK
+        files = [open(m.put(f"f{i}", b"open")) for i in range(50)]
+        assert all(f.read() == "open" for f in files)
+        for f in files:
+            f.close()
+        m.umount()
+
+
 def open_files_take_the_descriptors_of_inodes():
     """An application is never told EMFILE, which would be about itself."""
     with mounted() as m:
