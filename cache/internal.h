@@ -294,7 +294,7 @@ void reads_cut_out(struct cache_file *file, off_t off, off_t end, void (*each)(v
 bool chunk_lose(struct chunk *chunk);
 void lost_check(struct cache *cache);
 
-/* ---- lease.c ---- */
+/* ---- lease.c, lease_end.c ---- */
 void leases_check_timeouts(struct cache *cache, uint64_t now);
 void admission_check(struct cache *cache);
 

@@ -1,92 +1,16 @@
-/*
- * lease.c - leases: acquire, grant, end, revoke.
- *
- * An acquire goes through these stages, each left only when it holds for the whole region:
- *
- *   QUEUED     behind earlier leases of the file that overlap and conflict (first come, first served, so that nobody
- *              starves, and two clients can't each hold half of what both want)
- *   ADMISSION  until all its chunks fit into the capacity together with those that others hold: nobody who has been
- *              admitted waits for memory that a client holds. Back to it from LOADING if the capacity shrank meanwhile
- *   RESERVING  exclusive: blocks in the backing for every byte (this is page_mkwrite; ENOSPC is told here)
- *   LOADING    every chunk is made resident; READs and WRITEs of the CPU go on meanwhile
- *   CLAIMING   kernel copies are removed where the table asks for it, again if READs had to be answered meanwhile (R3)
- *   GRANTED    until cache_release, or revoked
- *   ENDING     kernel copies that came to be under an exclusive lease are removed, then CPU accesses go on (R5)
- *
- * Loading comes before claiming so that READs are held for the invalidation only, not for the disk; pages that the
- * invalidation makes the kernel flush are stored into the device copies.
- */
-#include "cache/internal.h"
+/* lease.c - leases: acquires, up to the grant, or to being cancelled. The stages are in lease.h. */
+#include "cache/lease.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <syslog.h>
-
-/* How often leases are looked at that others may be waiting for. */
-#define LEASE_CHECK_NS UINT64_C(100000000)
-
-enum lease_stage {
-	LEASE_QUEUED,
-	LEASE_ADMISSION,
-	LEASE_RESERVING,
-	LEASE_LOADING,
-	LEASE_CLAIMING,
-	LEASE_GRANTED,
-	LEASE_REPLACING, /* its memory is being replaced: it was revoked, or its holder vanished */
-	LEASE_ENDING,
-	LEASE_OVER, /* revoked and ended; waits for cache_release */
-};
-
-struct lease {
-	struct task task;
-	struct lease *prev, *next; /* file->leases */
-	struct cache_lease *public;
-	struct cache_file *file;
-	enum lease_stage stage;
-	size_t n_loaded;   /* chunks before this one are resident */
-	bool *is_prepared; /* shared: this chunk's kernel copies were dealt with */
-	struct chunk **chunks; /* valid while is_pinned: records of pinned chunks stay */
-	struct lease_memory {
-		struct gpu_chunk *chunk;
-		uint64_t generation;
-		bool is_own; /* the chunk has other memory since: this is the lease's to destroy */
-		bool is_shared_with_holder; /* no other could be had: the chunk is to leave the device instead */
-	} *memory; /* as granted; read by the holder's thread until cache_release */
-	unsigned rounds;
-	bool is_busy;      /* an invalidation or reservation is under way for it, and will run the task */
-	bool is_cancelled;
-	bool is_pinned;
-	bool has_ended_shared;
-	bool is_release_wanted;
-	bool is_revoked;
-	uint64_t start_ns, load_ns;
-	uint64_t in_the_way_ns; /* since when someone waits for its end; 0: nobody */
-	struct task start_task, release_task;
-};
-
-static bool is_exclusive(const struct lease *lease)
-{
-	return lease->public->mode == CACHE_LEASE_EXCLUSIVE;
-}
-
-static struct chunk *lease_chunk(const struct lease *lease, size_t i)
-{
-	return lease->chunks[i];
-}
-
-static bool overlaps(const struct lease *a, const struct lease *b)
-{
-	return a->public->first_chunk < b->public->first_chunk + b->public->n_chunks &&
-	       b->public->first_chunk < a->public->first_chunk + a->public->n_chunks;
-}
 
 static bool has_conflict_ahead(const struct lease *lease)
 {
 	for (const struct lease *other = lease->file->leases; other != lease; other = other->next) {
-		if (other->stage != LEASE_OVER && overlaps(lease, other) &&
-		    (is_exclusive(lease) || is_exclusive(other)))
+		if (other->stage != LEASE_OVER && lease_overlaps(lease, other) &&
+		    (lease_is_exclusive(lease) || lease_is_exclusive(other)))
 			return true;
 	}
 	return false;
@@ -94,7 +18,7 @@ static bool has_conflict_ahead(const struct lease *lease)
 
 /* ---- ends ---- */
 
-static void resume_queued(struct cache_file *file)
+void lease_resume_queued(struct cache_file *file)
 {
 	struct lease *lease;
 
@@ -110,10 +34,10 @@ static void lease_unpin(struct lease *lease)
 		return;
 	lease->is_pinned = false;
 	for (size_t i = 0; i < lease->public->n_chunks; i++)
-		chunk_send(lease_chunk(lease, i), EVENT_UNPIN);
+		chunk_send(lease->chunks[i], EVENT_UNPIN);
 }
 
-static void lease_free(struct lease *lease)
+void lease_free(struct lease *lease)
 {
 	struct cache_file *file = lease->file;
 	struct gpu_device *dev = file->cache->dev;
@@ -143,12 +67,12 @@ static void lease_fail(struct lease *lease, int status)
 	struct cache_file *file = lease->file;
 	struct cache_lease *public = lease->public;
 
-	if (lease->is_pinned && is_exclusive(lease)) {
+	if (lease->is_pinned && lease_is_exclusive(lease)) {
 		for (size_t i = 0; i < public->n_chunks; i++)
-			chunk_send(lease_chunk(lease, i), EVENT_UNCLAIM);
+			chunk_send(lease->chunks[i], EVENT_UNCLAIM);
 	}
 	DL_DELETE(file->leases, lease);
-	resume_queued(file);
+	lease_resume_queued(file);
 	lease_free(lease);
 	admission_check(file->cache);
 	public->op.done(&public->op, status);
@@ -166,7 +90,7 @@ static void lease_reserved(struct cache_file *file, void *user, int status)
 		return;
 	}
 	for (size_t i = 0; i < lease->public->n_chunks; i++)
-		chunk_send(lease_chunk(lease, i), EVENT_RESERVED);
+		chunk_send(lease->chunks[i], EVENT_RESERVED);
 	lease->stage = LEASE_LOADING;
 	engine_ready(file->cache, &lease->task);
 }
@@ -190,7 +114,7 @@ static bool lease_load(struct lease *lease)
 	struct chunk *first_waiting = NULL;
 
 	for (size_t i = lease->n_loaded; i < lease->public->n_chunks; i++) {
-		struct chunk *chunk = lease_chunk(lease, i);
+		struct chunk *chunk = lease->chunks[i];
 		enum coherence_action action;
 		int err = 0;
 
@@ -237,9 +161,9 @@ static void lease_grant(struct lease *lease)
 	uint64_t now = now_ns();
 
 	for (size_t i = 0; i < public->n_chunks; i++) {
-		struct chunk *chunk = lease_chunk(lease, i);
+		struct chunk *chunk = lease->chunks[i];
 
-		chunk_send(chunk, is_exclusive(lease) ? EVENT_GRANT_EXCLUSIVE : EVENT_GRANT_SHARED);
+		chunk_send(chunk, lease_is_exclusive(lease) ? EVENT_GRANT_EXCLUSIVE : EVENT_GRANT_SHARED);
 		chunk->is_referenced = true;
 		chunk->cpu_bytes = 0;
 		lease->memory[i] = (struct lease_memory){chunk->memory, chunk->generation, false};
@@ -260,11 +184,11 @@ static void lease_claim(struct lease *lease)
 	struct chunk *waits_for = NULL;
 
 	for (size_t i = 0; i < lease->public->n_chunks; i++) {
-		struct chunk *chunk = lease_chunk(lease, i);
+		struct chunk *chunk = lease->chunks[i];
 
-		if (!is_exclusive(lease) && lease->is_prepared[i])
+		if (!lease_is_exclusive(lease) && lease->is_prepared[i])
 			continue;
-		switch (chunk_send_in(chunk, is_exclusive(lease) ? EVENT_WANT_EXCLUSIVE : EVENT_WANT_SHARED, &context)) {
+		switch (chunk_send_in(chunk, lease_is_exclusive(lease) ? EVENT_WANT_EXCLUSIVE : EVENT_WANT_SHARED, &context)) {
 		case DO_NOTHING:
 			lease->is_prepared[i] = true;
 			break;
@@ -303,7 +227,7 @@ static int lease_pin(struct lease *lease)
 
 		if (chunk == NULL) {
 			while (i-- > 0)
-				chunk_send(lease_chunk(lease, i), EVENT_UNPIN);
+				chunk_send(lease->chunks[i], EVENT_UNPIN);
 			return -ENOMEM;
 		}
 		lease->chunks[i] = chunk;
@@ -354,7 +278,7 @@ static void lease_admit(struct lease *lease)
 		lease_fail(lease, err);
 		return;
 	}
-	if (is_exclusive(lease)) {
+	if (lease_is_exclusive(lease)) {
 		lease_reserve(lease);
 	} else {
 		lease->stage = LEASE_LOADING;
@@ -362,8 +286,6 @@ static void lease_admit(struct lease *lease)
 	}
 	admission_check(cache);
 }
-
-static void lease_end_step(struct lease *lease);
 
 static void lease_task(struct cache *cache, struct task *task)
 {
@@ -488,190 +410,4 @@ void cache_acquire_cancel(struct cache_lease *public)
 	file_count_in_locked(file);
 	pthread_mutex_unlock(&file->gate);
 	engine_post(file->cache, &cancellation->task);
-}
-
-/* ---- ending ---- */
-
-static void lease_over(struct lease *lease)
-{
-	struct cache_file *file = lease->file;
-	struct cache_lease *public = lease->public;
-	bool is_release_wanted = lease->is_release_wanted;
-
-	DL_DELETE(file->leases, lease);
-	lease->stage = LEASE_OVER;
-	file->cache->n_leases--;
-	resume_queued(file);
-	/* Also to a holder that was releasing it already: its last stores may have gone to memory taken from it. */
-	if (lease->is_revoked && public->revoked != NULL)
-		public->revoked(public);
-	if (is_release_wanted) {
-		lease_free(lease);
-		public->op.done(&public->op, 0);
-	}
-}
-
-static void lease_end_step(struct lease *lease)
-{
-	struct invalidation_list list = {0};
-	struct chunk *waits_for = NULL;
-
-	for (size_t i = 0; i < lease->public->n_chunks; i++) {
-		struct chunk *chunk = lease_chunk(lease, i);
-
-		if (!is_exclusive(lease) && !lease->has_ended_shared)
-			chunk_send(chunk, EVENT_END_SHARED);
-		if (chunk->coherence.exclusive == EXCLUSIVE_HELD && is_exclusive(lease) &&
-		    chunk_send(chunk, EVENT_END_EXCLUSIVE) == DO_INVALIDATE && invalidation_add(&list, chunk) < 0)
-			abort(); /* the state says that it is being invalidated */
-		if (is_exclusive(lease) && chunk->coherence.exclusive != EXCLUSIVE_NONE)
-			waits_for = chunk;
-	}
-	lease->has_ended_shared = true;
-	if (list.n > 0)
-		invalidation_start(lease->file, &list, 0, &lease->task);
-	else if (waits_for != NULL)
-		chunk_park(waits_for, &lease->task);
-	else
-		lease_over(lease);
-}
-
-static void lease_end(struct lease *lease)
-{
-	lease->stage = LEASE_ENDING;
-	lease_end_step(lease);
-}
-
-static void replaced(struct cache_file *file, void *user)
-{
-	struct lease *lease = user;
-
-	(void)file;
-	for (size_t i = 0; i < lease->public->n_chunks; i++) {
-		lease->memory[i].is_own = lease->memory[i].chunk != lease->chunks[i]->memory;
-		lease->memory[i].is_shared_with_holder = !lease->memory[i].is_own;
-	}
-	lease_end(lease);
-}
-
-/* The holder may go on storing to the memory that it mapped: the chunks get other memory before anyone else uses
- * them. What it maps is its own from now on, and is never used for anything again. */
-static void lease_take_away(struct lease *lease)
-{
-	struct cache *cache = lease->file->cache;
-
-	if (!is_exclusive(lease) || !cache->dev->info.can_export) {
-		lease_end(lease);
-		return;
-	}
-	lease->stage = LEASE_REPLACING;
-	mutation_replace_memory(lease->file, lease->public->first_chunk, lease->public->n_chunks, replaced, lease);
-}
-
-static void release_task(struct cache *cache, struct task *task)
-{
-	struct lease *lease = CONTAINER_OF(task, struct lease, release_task);
-	struct cache_lease *public = lease->public;
-
-	(void)cache;
-	switch (lease->stage) {
-	case LEASE_OVER:
-		lease_free(lease);
-		public->op.done(&public->op, 0);
-		return;
-	case LEASE_GRANTED:
-		lease->is_release_wanted = true;
-		if (public->is_abandoned)
-			lease_take_away(lease);
-		else
-			lease_end(lease);
-		return;
-	default: /* being revoked */
-		lease->is_release_wanted = true;
-		return;
-	}
-}
-
-void cache_release(struct cache_lease *public)
-{
-	struct lease *lease = public->internal;
-
-	lease->release_task = (struct task){.run = release_task};
-	engine_post(public->file->cache, &lease->release_task);
-}
-
-struct gpu_chunk *cache_lease_chunk(struct cache_lease *public, size_t i, uint64_t *generation)
-{
-	const struct lease *lease = public->internal;
-
-	*generation = lease->memory[i].generation;
-	return lease->memory[i].chunk;
-}
-
-/* ---- revoking ---- */
-
-static bool is_in_the_way(const struct lease *lease)
-{
-	const struct lease *other;
-
-	for (other = lease->next; other != NULL; other = other->next) {
-		if (overlaps(lease, other) && (is_exclusive(lease) || is_exclusive(other)))
-			return true;
-	}
-	if (!is_exclusive(lease))
-		return false;
-	for (size_t i = 0; i < lease->public->n_chunks; i++) {
-		if (lease->chunks[i]->parked.head != NULL)
-			return true;
-	}
-	return false;
-}
-
-static struct lease *find_overdue(struct cache_file *file, uint64_t now, uint64_t timeout_ns)
-{
-	struct lease *lease;
-
-	DL_FOREACH(file->leases, lease) {
-		if (lease->stage != LEASE_GRANTED)
-			continue;
-		if (!is_in_the_way(lease))
-			lease->in_the_way_ns = 0;
-		else if (lease->in_the_way_ns == 0)
-			lease->in_the_way_ns = now;
-		else if (now - lease->in_the_way_ns >= timeout_ns)
-			return lease;
-	}
-	return NULL;
-}
-
-static void lease_revoke(struct lease *lease)
-{
-	struct cache *cache = lease->file->cache;
-
-	lease->is_revoked = true;
-	cache->stats.revocations++;
-	cache_log(cache, LOG_WARNING, "%s: a lease that others have waited %u ms for is revoked", file_name(lease->file),
-		  cache->config.lease_timeout_ms);
-	lease_take_away(lease);
-}
-
-void leases_check_timeouts(struct cache *cache, uint64_t now)
-{
-	uint64_t timeout_ns = (uint64_t)cache->config.lease_timeout_ms * 1000000;
-	struct cache_file *file;
-	struct lease *lease = NULL;
-
-	cache->next_lease_check_ns = UINT64_MAX;
-	if (timeout_ns == 0 || cache->n_leases == 0)
-		return;
-	cache->next_lease_check_ns = now + (timeout_ns < LEASE_CHECK_NS ? timeout_ns : LEASE_CHECK_NS);
-	pthread_mutex_lock(&cache->files_lock);
-	DL_FOREACH(cache->files, file) {
-		lease = find_overdue(file, now, timeout_ns);
-		if (lease != NULL)
-			break;
-	}
-	pthread_mutex_unlock(&cache->files_lock);
-	if (lease != NULL)
-		lease_revoke(lease); /* the others at the next look */
 }
