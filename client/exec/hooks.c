@@ -90,8 +90,17 @@ static void *real(enum which which)
 	return address;
 }
 
-/* Jumps to libc's (it is the last call, and optimized): libc takes whoever called for the start of a RTLD_NEXT search. */
-__attribute__((optimize("O2"))) void *dlsym(void *handle, const char *name)
+/* A call that is a jump, in a build without optimization, too. */
+#ifdef __clang__
+#define JUMPS
+#define JUMP __attribute__((musttail)) return
+#else
+#define JUMPS __attribute__((optimize("O2")))
+#define JUMP return
+#endif
+
+/* Jumps to libc's, which takes whoever called for the start of a RTLD_NEXT search. */
+JUMPS void *dlsym(void *handle, const char *name)
 {
 	dlsym_function next = find_dlsym();
 
@@ -104,7 +113,7 @@ __attribute__((optimize("O2"))) void *dlsym(void *handle, const char *name)
 			}
 		}
 	}
-	return next(handle, name);
+	JUMP next(handle, name);
 }
 
 /* ---- cuGetProcAddress ---- */
