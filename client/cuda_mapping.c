@@ -36,6 +36,7 @@ int cuda_mapping_prepare(struct cuda_mapping *mapping, const struct hmmfs_info *
 	err = cuda_errno(driver->address_reserve(&mapping->base, n_chunks * mapping->chunk_bytes, 0, 0, 0));
 	if (err < 0) {
 		mapping->base = 0;
+		mapping->n_chunks = 0;
 		free(mapping->rights);
 		mapping->rights = NULL;
 	}

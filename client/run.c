@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int write_source(const char *source)
@@ -44,16 +45,20 @@ static int fill_in(struct wire_run *wire, const struct hmmfs_run *run)
 	return 0;
 }
 
-static int read_back(int fd, off_t off, size_t bytes, char **text)
+static int read_back(int fd, uint64_t off, uint64_t bytes, char **text)
 {
+	struct stat st;
+
 	*text = NULL;
 	if (bytes == 0)
 		return 0;
+	if (fstat(fd, &st) < 0 || off > (uint64_t)st.st_size || bytes > (uint64_t)st.st_size - off)
+		return -EPROTO; /* the daemon sent less than it said */
 	*text = calloc(1, bytes + 1);
 	if (*text == NULL)
 		return -ENOMEM;
 	for (size_t done = 0; done < bytes;) {
-		ssize_t n = pread(fd, *text + done, bytes - done, off + (off_t)done);
+		ssize_t n = pread(fd, *text + done, bytes - done, (off_t)(off + done));
 
 		if (n <= 0)
 			return -EIO;
@@ -89,7 +94,7 @@ int hmmfs_run(struct hmmfs_session *session, off_t off, uint64_t len, struct hmm
 	if (result_fd >= 0) {
 		read_err = read_back(result_fd, 0, reply.result_bytes, &result);
 		if (read_err == 0)
-			read_err = read_back(result_fd, (off_t)reply.result_bytes, reply.log_bytes, &run->log);
+			read_err = read_back(result_fd, reply.result_bytes, reply.log_bytes, &run->log);
 		close(result_fd);
 	}
 	run->result = result;

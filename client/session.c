@@ -10,6 +10,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+enum { CHUNK_BYTES_MIN = 1 << 12, CHUNK_BYTES_MAX = 1 << 30 };
+
 struct incoming {
 	struct wire_reply reply;
 	union {
@@ -124,8 +126,12 @@ int session_ask(struct hmmfs_session *session, struct wire_request *request, con
 	if (incoming.reply.op != WIRE_REPLY || incoming.reply.id != request->id)
 		return -EPROTO;
 	*reply = incoming.reply;
-	if (max_more > 0)
-		memcpy(more, &incoming.more, incoming.more_bytes < max_more ? incoming.more_bytes : max_more);
+	if (max_more > 0) {
+		size_t bytes = incoming.more_bytes < max_more ? incoming.more_bytes : max_more;
+
+		memcpy(more, &incoming.more, bytes);
+		memset((char *)more + bytes, 0, max_more - bytes);
+	}
 	return reply->status;
 }
 
@@ -146,6 +152,14 @@ static int connect_to(const char *path)
 	return fd;
 }
 
+/* Whose daemon it is nobody has said: a mount is any user's. */
+static bool is_sound(const struct wire_hello *hello)
+{
+	return hello->chunk_bytes >= CHUNK_BYTES_MIN && hello->chunk_bytes <= CHUNK_BYTES_MAX &&
+	       (hello->chunk_bytes & (hello->chunk_bytes - 1)) == 0 && memchr(hello->backend, '\0', sizeof(hello->backend)) != NULL &&
+	       memchr(hello->device_name, '\0', sizeof(hello->device_name)) != NULL;
+}
+
 static int say_hello(struct hmmfs_session *session, const struct wire_ticket *ticket)
 {
 	struct wire_request request = {.op = WIRE_HELLO};
@@ -157,6 +171,8 @@ static int say_hello(struct hmmfs_session *session, const struct wire_ticket *ti
 	err = session_ask(session, &request, NULL, -1, &reply, &hello, sizeof(hello), NULL);
 	if (err < 0)
 		return err;
+	if (!is_sound(&hello))
+		return -EPROTO;
 	session->info = (struct hmmfs_info){.chunk_bytes = hello.chunk_bytes, .capacity_bytes = hello.capacity_bytes,
 					    .file_bytes = hello.file_bytes, .can_export = (hello.flags & (WIRE_CAN_EXPORT | WIRE_EXPORTS_CUDA)) == WIRE_CAN_EXPORT,
 					    .is_cuda = hello.flags & WIRE_EXPORTS_CUDA,
@@ -172,7 +188,7 @@ static int say_hello(struct hmmfs_session *session, const struct wire_ticket *ti
 int hmmfs_open_fd(int fd, struct hmmfs_session **out)
 {
 	struct hmmfs_session *session;
-	struct wire_ticket ticket;
+	struct wire_ticket ticket = {.version = 0};
 	int err;
 
 	if (ioctl(fd, HMMFS_IOC_TICKET, &ticket) < 0)
@@ -241,6 +257,12 @@ int hmmfs_sync(struct hmmfs_session *session)
 	return session_ask(session, &request, NULL, -1, &reply, NULL, 0, NULL);
 }
 
+static void copy_name(char *to, const char *from, size_t size)
+{
+	memcpy(to, from, size - 1);
+	to[size - 1] = '\0';
+}
+
 int hmmfs_get_status(struct hmmfs_session *session, struct hmmfs_status *status)
 {
 	struct wire_request request = {.op = WIRE_STATUS};
@@ -259,9 +281,9 @@ int hmmfs_get_status(struct hmmfs_session *session, struct hmmfs_status *status)
 		.device_write_bytes = s.device_write_bytes, .hits = s.hits, .misses = s.misses,
 		.revocations = s.revocations, .lost_chunks = s.lost_chunks,
 		.passthrough_opens = s.passthrough_opens};
-	memcpy(status->transport, s.transport, sizeof(s.transport));
-	memcpy(status->backend, s.backend, sizeof(s.backend));
-	memcpy(status->device_name, s.device_name, sizeof(s.device_name));
+	copy_name(status->transport, s.transport, sizeof(s.transport));
+	copy_name(status->backend, s.backend, sizeof(s.backend));
+	copy_name(status->device_name, s.device_name, sizeof(s.device_name));
 	return 0;
 }
 
@@ -283,7 +305,7 @@ int hmmfs_get_chunks(struct hmmfs_session *session, uint64_t first, struct hmmfs
 							  .has_exclusive_lease = wire[i].has_exclusive_lease,
 							  .has_kernel_copies = wire[i].has_kernel_copies,
 							  .has_error = wire[i].has_error};
-			memcpy(chunks[*n].state, wire[i].state, sizeof(wire[i].state));
+			copy_name(chunks[*n].state, wire[i].state, sizeof(wire[i].state));
 			++*n;
 		}
 		first = wire[reply.count - 1].index + 1;

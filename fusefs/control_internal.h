@@ -65,6 +65,8 @@ struct session {
 	uint64_t handle_id; /* the descriptor that it is bound to; it may be closed by now */
 	struct region *regions;
 	uint32_t next_region;
+	atomic_bool has_revoked; /* set by the engine: a region's is_revoked is */
+	bool is_telling;
 };
 
 /* A message as it arrived. */
@@ -95,6 +97,7 @@ int region_close(struct session *session, uint32_t id);
 int region_acquire(struct session *session, const struct wire_request *request, struct wire_reply *reply);
 int region_release(struct session *session, uint32_t id);
 void regions_end(struct session *session); /* the client is gone */
+/* Releases leases that were revoked, and tells the client. Also while a request of the same client waits: for just these, maybe. */
 void regions_tell_revoked(struct session *session);
 /* Acquires for as long as a run takes. */
 int lease_range(struct session *session, uint64_t off, uint64_t len, bool is_exclusive, struct session_lease *held);

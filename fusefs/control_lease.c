@@ -47,6 +47,7 @@ static void revoked(struct cache_lease *lease)
 	ssize_t n;
 
 	atomic_store(&region->is_revoked, true);
+	atomic_store(&region->session->has_revoked, true);
 	n = write(region->session->wake_fd, &one, sizeof(one));
 	(void)n;
 }
@@ -159,42 +160,58 @@ static void release(struct session *session, struct session_lease *held)
 	passthrough_lease_end(fs->passthrough, session->inode, &held->pass);
 }
 
+/* What one message of descriptors holds. */
+struct batch {
+	struct wire_chunks chunks;
+	int fds[WIRE_CHUNKS_MAX];
+	size_t n;
+};
+
+static int send_batch(struct session *session, const struct region *region, const struct batch *batch)
+{
+	struct wire_reply header = {.magic = WIRE_MAGIC, .op = WIRE_CHUNKS, .region = region->id, .count = (uint32_t)batch->n};
+
+	return batch->n == 0 ? 0 : session_send(session, &header, &batch->chunks, sizeof(batch->chunks), batch->fds, batch->n);
+}
+
+/* What was not sent is sent by the next acquire. */
+static void end_batch(struct region *region, struct batch *batch, bool is_sent)
+{
+	while (batch->n > 0) {
+		close(batch->fds[--batch->n]);
+		if (!is_sent)
+			region->sent[batch->chunks.indexes[batch->n]] = 0;
+	}
+}
+
 /* Sends the descriptors of chunks whose memory is not what the client has mapped. */
 static int send_chunks(struct session *session, struct region *region, bool is_writable)
 {
 	struct gpu_device *dev = cache_device(session->control->fs->cache);
-	struct wire_chunks chunks = {.is_writable = is_writable};
-	int fds[WIRE_CHUNKS_MAX];
-	size_t n = 0;
+	struct batch batch = {.chunks.is_writable = is_writable};
 	int err = 0;
 
-	for (size_t i = 0; i <= region->held.lease.n_chunks && err == 0; i++) {
-		bool is_end = i == region->held.lease.n_chunks;
+	for (size_t i = 0; i < region->held.lease.n_chunks && err == 0; i++) {
+		uint64_t generation, wanted;
+		struct gpu_chunk *chunk = cache_lease_chunk(&region->held.lease, i, &generation);
 
-		if (!is_end) {
-			uint64_t generation, wanted;
-			struct gpu_chunk *chunk = cache_lease_chunk(&region->held.lease, i, &generation);
-
-			/* CUDA's handles know no read-only: a client that has one need not be sent it again to write. */
-			wanted = generation << 1 | (is_writable || dev->info.exports_cuda);
-			if (region->sent[i] == wanted || region->sent[i] == (generation << 1 | 1))
-				continue;
-			err = dev->ops->chunk_export(dev, chunk, is_writable, &fds[n]);
-			if (err < 0)
-				break;
-			region->sent[i] = wanted;
-			chunks.indexes[n++] = i;
-		}
-		if (n == WIRE_CHUNKS_MAX || (is_end && n > 0)) {
-			struct wire_reply header = {.magic = WIRE_MAGIC, .op = WIRE_CHUNKS, .region = region->id, .count = (uint32_t)n};
-
-			err = session_send(session, &header, &chunks, sizeof(chunks), fds, n);
-			while (n > 0)
-				close(fds[--n]);
+		/* CUDA's handles know no read-only: a client that has one need not be sent it again to write. */
+		wanted = generation << 1 | (is_writable || dev->info.exports_cuda);
+		if (region->sent[i] == wanted || region->sent[i] == (generation << 1 | 1))
+			continue;
+		err = dev->ops->chunk_export(dev, chunk, is_writable, &batch.fds[batch.n]);
+		if (err < 0)
+			break;
+		region->sent[i] = wanted;
+		batch.chunks.indexes[batch.n++] = i;
+		if (batch.n == WIRE_CHUNKS_MAX) {
+			err = send_batch(session, region, &batch);
+			end_batch(region, &batch, err == 0);
 		}
 	}
-	while (n > 0)
-		close(fds[--n]);
+	if (err == 0)
+		err = send_batch(session, region, &batch);
+	end_batch(region, &batch, err == 0);
 	return err;
 }
 
@@ -234,6 +251,8 @@ int region_acquire(struct session *session, const struct wire_request *request, 
 	if (err < 0)
 		return err;
 	region->is_held = true;
+	if (atomic_load(&region->is_revoked)) /* already: while it was not ours, nobody looked */
+		atomic_store(&session->has_revoked, true);
 	reply->fill_bytes = region->held.lease.fill_bytes;
 	reply->acquire_ns = region->held.lease.acquire_ns;
 	reply->fill_ns = region->held.lease.fill_ns;
@@ -264,6 +283,7 @@ int region_release(struct session *session, uint32_t id)
 static void region_free(struct session *session, struct region *region, bool is_abandoned)
 {
 	if (region->is_held) {
+		region->is_held = false;
 		region->held.lease.is_abandoned = is_abandoned;
 		release(session, &region->held);
 	}
@@ -290,7 +310,7 @@ void regions_end(struct session *session)
 		region_free(session, region, true);
 }
 
-void regions_tell_revoked(struct session *session)
+static void tell_revoked(struct session *session)
 {
 	struct region *region, *next;
 
@@ -301,8 +321,19 @@ void regions_tell_revoked(struct session *session)
 			continue;
 		region->is_held = false;
 		release(session, &region->held);
-		session_send(session, &message, NULL, 0, NULL, 0); /* a client that is gone is noticed at the next poll */
+		if (session_send(session, &message, NULL, 0, NULL, 0) < 0)
+			shutdown(session->socket, SHUT_RDWR); /* gone, or does not read: the next one is not waited for */
 	}
+}
+
+void regions_tell_revoked(struct session *session)
+{
+	if (session->is_telling) /* in a wait of its release */
+		return;
+	session->is_telling = true;
+	while (atomic_exchange(&session->has_revoked, false))
+		tell_revoked(session);
+	session->is_telling = false;
 }
 
 /* ---- for runs ---- */

@@ -83,6 +83,7 @@ int session_wait(struct session *session, struct cache_op *op, void (*start)(voi
 			n = read(session->wake_fd, &count, sizeof(count));
 			(void)n;
 		}
+		regions_tell_revoked(session); /* waits itself, and may take our notice */
 		if (is_done(&waited))
 			break;
 		if (!is_cancelled && (polled[1].revents & (POLLRDHUP | POLLHUP | POLLERR)))
@@ -350,11 +351,15 @@ static void serve_messages(struct session *session)
 		struct message message;
 		uint64_t count;
 		int result;
+		ssize_t n;
 
+		regions_tell_revoked(session);
 		if (poll(polled, 2, -1) < 0)
 			continue;
-		if ((polled[0].revents & POLLIN) && read(session->wake_fd, &count, sizeof(count)) > 0)
-			regions_tell_revoked(session);
+		if (polled[0].revents & POLLIN) {
+			n = read(session->wake_fd, &count, sizeof(count));
+			(void)n;
+		}
 		if (polled[1].revents == 0)
 			continue;
 		result = receive(session, &message);

@@ -104,20 +104,33 @@ static void unmap(struct cuda_device *dev, struct gpu_chunk *chunk)
 
 /* ---- creating ---- */
 
-/* True: memory was given back since the last try, or will be in a moment and has been waited for. */
-static bool reclaim(struct cuda_device *dev)
+/* True: memory was given back since n_freed_before was read; what is on its way out is waited for. */
+static bool reclaim(struct cuda_device *dev, uint64_t n_freed_before)
 {
-	bool has_waited = false;
+	bool has_memory;
 
 	if (cuda_chunk_free_doomed(dev))
 		return true;
 	pthread_mutex_lock(&dev->mutex);
-	while (dev->n_being_freed > 0 && !dev->is_broken) {
-		has_waited = true;
+	while (dev->n_freed == n_freed_before && dev->n_being_freed > 0 && !dev->is_broken)
 		pthread_cond_wait(&dev->changed, &dev->mutex);
-	}
+	has_memory = dev->n_freed != n_freed_before;
 	pthread_mutex_unlock(&dev->mutex);
-	return has_waited;
+	return has_memory;
+}
+
+static CUresult create_handle(struct cuda_device *dev, struct gpu_chunk *chunk)
+{
+	uint64_t n_freed;
+	CUresult result;
+
+	do {
+		pthread_mutex_lock(&dev->mutex);
+		n_freed = dev->n_freed;
+		pthread_mutex_unlock(&dev->mutex);
+		result = dev->api.mem_create(&chunk->handle, dev->base.chunk_bytes, &dev->prop, 0);
+	} while (result == CUDA_ERROR_OUT_OF_MEMORY && reclaim(dev, n_freed));
+	return result;
 }
 
 static int zero(struct cuda_device *dev, struct gpu_chunk *chunk)
@@ -142,12 +155,9 @@ static void release(struct cuda_device *dev, struct gpu_chunk *chunk)
 
 static int create(struct cuda_device *dev, struct gpu_chunk *chunk)
 {
-	CUresult result;
+	CUresult result = create_handle(dev, chunk);
 	int err;
 
-	do
-		result = dev->api.mem_create(&chunk->handle, dev->base.chunk_bytes, &dev->prop, 0);
-	while (result == CUDA_ERROR_OUT_OF_MEMORY && reclaim(dev));
 	if (result != CUDA_SUCCESS)
 		return failed(dev, result, "cuMemCreate");
 	result = dev->api.mem_export(&chunk->fd, chunk->handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
@@ -209,6 +219,7 @@ bool cuda_chunk_free_doomed(struct cuda_device *dev)
 	free(chunk);
 	pthread_mutex_lock(&dev->mutex);
 	dev->n_being_freed--;
+	dev->n_freed++;
 	pthread_cond_broadcast(&dev->changed);
 	pthread_mutex_unlock(&dev->mutex);
 	return true;

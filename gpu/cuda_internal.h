@@ -84,6 +84,7 @@ struct cuda_device {
 	size_t next_slot;          /* mutex; where the search for a free one begins */
 	struct gpu_chunk *doomed;  /* mutex; destroyed by their owner, not yet by us */
 	unsigned n_being_freed;    /* mutex */
+	uint64_t n_freed;          /* mutex; counts them */
 	bool is_stopping;          /* mutex */
 	bool is_broken;            /* mutex; queues stop for the context to be rebuilt */
 	bool is_dead;              /* mutex; it can't be */

@@ -26,6 +26,8 @@ static const struct command {
 	{"devices", command_devices, "devices [--json]: what a mount could use"},
 };
 
+static void print_line(const char *format, va_list args) __attribute__((format(printf, 1, 0)));
+
 static void print_line(const char *format, va_list args)
 {
 	fputs("hmmfs: ", stderr);

@@ -374,10 +374,13 @@ static void outcome_as_text(const char *path, const struct run_arguments *argume
 static int write_out(const char *path, const struct run_outcome *outcome, bool is_first)
 {
 	FILE *file = fopen(path, is_first ? "we" : "ae");
+	bool is_written, is_closed;
 
 	if (file == NULL)
 		return misuse("--out %s: %s", path, strerror(errno));
-	if ((outcome->result_bytes > 0 && fwrite(outcome->result, outcome->result_bytes, 1, file) != 1) | (fclose(file) != 0))
+	is_written = outcome->result_bytes == 0 || fwrite(outcome->result, outcome->result_bytes, 1, file) == 1;
+	is_closed = fclose(file) == 0;
+	if (!is_written || !is_closed)
 		return fail("--out %s: %s", path, strerror(errno));
 	return 0;
 }

@@ -118,6 +118,15 @@ JUMPS void *dlsym(void *handle, const char *name)
 
 /* ---- cuGetProcAddress ---- */
 
+/* A driver that calls an exported function of its own has called ours, which has done it then. */
+static void take_place(struct hook *hook, void **address)
+{
+	if (*address == hook->ours)
+		return;
+	atomic_store(&hook->real, *address);
+	*address = hook->ours;
+}
+
 static void replace(const char *name, void **address, int version, unsigned long long flags)
 {
 	bool is_per_thread = (flags & FLAG_PER_THREAD) != 0;
@@ -125,11 +134,10 @@ static void replace(const char *name, void **address, int version, unsigned long
 	if (*address == NULL || version < V2_VERSION)
 		return;
 	if (strcmp(name, "cuGetProcAddress") == 0)
-		*address = hooks[version < PROC_V2_VERSION ? PROC : PROC_V2].ours;
+		take_place(&hooks[version < PROC_V2_VERSION ? PROC : PROC_V2], address);
 	for (int i = 0; i < PROC; i++) {
 		if (hooks[i].is_per_thread == is_per_thread && strcmp(hooks[i].name, name) == 0) {
-			atomic_store(&hooks[i].real, *address);
-			*address = hooks[i].ours;
+			take_place(&hooks[i], address);
 			return;
 		}
 	}

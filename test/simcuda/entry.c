@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { PROC_V2_VERSION = 12000 };
+
 /* The version that a name stands for today, where it is not the first. */
 static const char *const second[] = {"cuDeviceGetUuid",	 "cuDeviceTotalMem", "cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxReset",
 				     "cuCtxCreate",	 "cuCtxDestroy",     "cuCtxPushCurrent",	  "cuCtxPopCurrent",
@@ -13,39 +15,51 @@ static const char *const second[] = {"cuDeviceGetUuid",	 "cuDeviceTotalMem", "cu
 				     "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync", "cuMemsetD8",		  "cuStreamDestroy",
 				     "cuEventDestroy",	 "cuGetProcAddress"};
 
-EXPORT CUresult cuGetProcAddress_v2(const char *name, void **address, int version, unsigned long long flags,
-				    CUdriverProcAddressQueryResult *found);
-
-static void *find(const char *name)
+static void *symbol(const char *name)
 {
-	char full[80];
 	Dl_info self;
 	void *library, *address;
+
+	/* Through a handle of our own library: it may have been loaded RTLD_LOCAL. */
+	if (dladdr((void *)(uintptr_t)symbol, &self) == 0)
+		return NULL;
+	library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+	if (library == NULL)
+		return NULL;
+	address = dlsym(library, name);
+	dlclose(library);
+	return address;
+}
+
+static void *find(const char *name, int version)
+{
+	char full[80];
 
 	snprintf(full, sizeof(full), "%s", name);
 	for (size_t i = 0; i < sizeof(second) / sizeof(second[0]); i++) {
 		if (strcmp(second[i], name) == 0)
 			snprintf(full, sizeof(full), "%s_v2", name);
 	}
-	/* Through a handle of our own library: it may have been loaded RTLD_LOCAL. */
-	if (dladdr((void *)(uintptr_t)cuGetProcAddress_v2, &self) == 0)
-		return NULL;
-	library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-	if (library == NULL)
-		return NULL;
-	address = dlsym(library, full);
-	dlclose(library);
-	return address;
+	return symbol(strcmp(name, "cuGetProcAddress") == 0 && version < PROC_V2_VERSION ? name : full);
+}
+
+static CUresult get(const char *name, void **address, int version, unsigned long long flags, CUdriverProcAddressQueryResult *found)
+{
+	if (flags > 2)
+		return (CUresult)ERROR_INVALID_VALUE;
+	*address = strncmp(name, "cu", 2) == 0 ? find(name, version) : NULL;
+	if (found != NULL)
+		*found = (CUdriverProcAddressQueryResult)(*address == NULL ? 1 : 0);
+	return *address == NULL ? (CUresult)ERROR_NOT_FOUND : CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuGetProcAddress(const char *name, void **address, int version, unsigned long long flags)
+{
+	return get(name, address, version, flags, NULL);
 }
 
 EXPORT CUresult cuGetProcAddress_v2(const char *name, void **address, int version, unsigned long long flags,
 				    CUdriverProcAddressQueryResult *found)
 {
-	(void)version;
-	if (flags > 2)
-		return (CUresult)ERROR_INVALID_VALUE;
-	*address = strncmp(name, "cu", 2) == 0 ? find(name) : NULL;
-	if (found != NULL)
-		*found = (CUdriverProcAddressQueryResult)(*address == NULL ? 1 : 0);
-	return *address == NULL ? (CUresult)ERROR_NOT_FOUND : CUDA_SUCCESS;
+	return get(name, address, version, flags, found);
 }

@@ -5,6 +5,7 @@
  * process on (N+: and all later ones) fails with the error CODE. NAME is an entry point without its version, or "any". HOW is
  *   sticky    the current context is poisoned: it fails with CODE until it is destroyed or reset
  *   lost      the device is lost: from then on every call but cuGetErrorName and cuGetProcAddress fails with CODE
+ *   after=NAME  it waits until NAME has been called, and a moment longer. CODE may be 0: then that is all
  * "@FILE" has the rules read from FILE, again whenever it has changed, with the count starting again: so that a test can
  * strike a process that is running. If FILE isn't there nothing fails.
  */
@@ -21,14 +22,17 @@ struct rule {
 	char name[64];
 	uint64_t from, to; /* which calls */
 	CUresult code;
-	char how[16];
+	char how[64];
 	uint64_t calls;
+	bool has_come; /* what it is to wait for */
 };
 
 enum { RULES_MAX = 16 };
+#define AFTER "after="
 static struct rule rules[RULES_MAX]; /* sim.mutex */
 static size_t n_rules;               /* sim.mutex */
 static bool is_parsed;               /* sim.mutex */
+static unsigned n_parsed;            /* sim.mutex; counts */
 static struct timespec changed;      /* sim.mutex; of the file */
 
 static void parse_locked(char *text)
@@ -36,14 +40,16 @@ static void parse_locked(char *text)
 	char *rest = NULL;
 
 	n_rules = 0;
+	n_parsed++;
+	pthread_cond_broadcast(&sim.progress);
 	for (char *word = strtok_r(text, " \n", &rest); word != NULL; word = strtok_r(NULL, " \n", &rest)) {
 		struct rule *rule = &rules[n_rules];
 		char plus[2] = "";
 		unsigned code = 0;
 
 		*rule = (struct rule){.calls = 0};
-		if (n_rules == RULES_MAX || (sscanf(word, "%63[^:]:%lu%1[+]:%u:%15s", rule->name, &rule->from, plus, &code, rule->how) < 4 &&
-					     sscanf(word, "%63[^:]:%lu:%u:%15s", rule->name, &rule->from, &code, rule->how) < 3)) {
+		if (n_rules == RULES_MAX || (sscanf(word, "%63[^:]:%lu%1[+]:%u:%63s", rule->name, &rule->from, plus, &code, rule->how) < 4 &&
+					     sscanf(word, "%63[^:]:%lu:%u:%63s", rule->name, &rule->from, &code, rule->how) < 3)) {
 			fprintf(stderr, "simcuda: HMMFS_SIMCUDA_FAIL: %s: not understood\n", word);
 			abort();
 		}
@@ -92,9 +98,35 @@ static void update_locked(void)
 	is_parsed = true;
 }
 
+/* Those that wait for this call have waited. */
+static void announce_locked(const char *name)
+{
+	for (size_t i = 0; i < n_rules; i++) {
+		if (strncmp(rules[i].how, AFTER, strlen(AFTER)) == 0 && strcmp(rules[i].how + strlen(AFTER), name) == 0) {
+			rules[i].has_come = true;
+			pthread_cond_broadcast(&sim.progress);
+		}
+	}
+}
+
+static CUresult hold_locked(const struct rule *rule)
+{
+	const struct timespec moment = {.tv_nsec = 20000000};
+	unsigned parsed = n_parsed;
+	CUresult code = rule->code;
+
+	while (parsed == n_parsed && !rule->has_come)
+		pthread_cond_wait(&sim.progress, &sim.mutex);
+	pthread_mutex_unlock(&sim.mutex);
+	nanosleep(&moment, NULL);
+	pthread_mutex_lock(&sim.mutex);
+	return code;
+}
+
 static CUresult strike_locked(const char *name)
 {
 	update_locked();
+	announce_locked(name);
 	for (size_t i = 0; i < n_rules; i++) {
 		struct rule *rule = &rules[i];
 
@@ -107,6 +139,8 @@ static CUresult strike_locked(const char *name)
 			pthread_cond_broadcast(&sim.progress);
 		} else if (strcmp(rule->how, "sticky") == 0 && sim_current() != NULL) {
 			sim_poison_locked(sim_current(), rule->code);
+		} else if (strncmp(rule->how, AFTER, strlen(AFTER)) == 0) {
+			return hold_locked(rule);
 		}
 		return rule->code;
 	}
