@@ -1,9 +1,9 @@
 """tests_clients.py - clients of the control socket: what they are told, and what they can't do to others."""
-import ctypes, errno, fcntl, os, socket, struct, subprocess, sys, traceback
+import ctypes, errno, fcntl, os, resource, socket, struct, subprocess, sys, traceback
 from device import EXCLUSIVE, SHARED, Region, cannot_address, leased, store_at
 from harness import CHUNK, data_of, mounted, raises
 
-MAGIC, HELLO, STATUS = 0x48464d48, 1, 9  # client/protocol.h
+MAGIC, HELLO, REGION_OPEN, ACQUIRE, RELEASE, STATUS, REPLY, REVOKED = 0x48464d48, 1, 2, 4, 5, 9, 12, 14  # client/protocol.h
 
 
 def reader_may_not_write():
@@ -57,8 +57,8 @@ def ticket_of(fd):
     return bytes(t[:16]), bytes(t[16:124]).split(b"\0")[0]
 
 
-def request(op, token=bytes(16), magic=MAGIC, version=2):
-    return struct.pack("<8I2Q16s", magic, version, op, 1, 0, 0, 0, 0, 0, 0, token)
+def request(op, token=bytes(16), magic=MAGIC, version=2, region=0, flags=0, length=0):
+    return struct.pack("<8I2Q16s", magic, version, op, 1, region, flags, 0, 0, 0, length, token)
 
 
 def connected(path):
@@ -175,4 +175,49 @@ def nonsense_on_the_control_socket_ends_that_session_and_no_other():
         s.close(), r.close()
         assert os.pread(fd, 4, 0) == b"safe"
         os.close(fd)
+        m.umount()
+
+
+def a_lease_that_its_own_client_waits_for_is_revoked_too():
+    """One that asks for what it holds itself, with no limit, would keep everybody from it for ever."""
+    with mounted(lease_timeout="100ms") as m:
+        fd = os.open(m.put("f", data_of(CHUNK)), os.O_RDWR)
+        token, path = ticket_of(fd)
+        with connected(path) as s:
+            s.settimeout(60)
+
+            def ask(op, **more):
+                s.send(request(op, **more))
+                return answer()
+
+            def answer():
+                data = s.recv(65536)
+                return struct.unpack_from("<I", data, 4) + struct.unpack_from("<iI", data, 12)  # op, status, region
+            assert ask(HELLO, token=token)[1] == 0
+            first, second = (ask(REGION_OPEN, length=CHUNK)[2] for _ in range(2))
+            assert ask(ACQUIRE, region=first, flags=1)[:2] == (REPLY, 0)
+            assert ask(ACQUIRE, region=second, flags=1) == (REVOKED, 0, first)
+            assert answer()[:2] == (REPLY, 0)
+            assert ask(RELEASE, region=first)[:2] == (REPLY, -errno.ESTALE)
+            assert ask(RELEASE, region=second)[:2] == (REPLY, 0)
+        os.close(fd)
+        m.umount()
+
+
+def chunks_that_could_not_be_handed_out_are_at_the_next_acquire():
+    """The daemon runs out of descriptors in the middle of it."""
+    with mounted() as m:
+        fd = os.open(m.put("f", data_of(4 * CHUNK)), os.O_RDWR)
+        why_not = cannot_address(fd)
+        if why_not:
+            return why_not
+        resident, r = Region(fd, 0, 4 * CHUNK).begin(SHARED), Region(fd, 0, 4 * CHUNK)
+        used = set(map(int, os.listdir(f"/proc/{m.daemon.pid}/fd")))
+        limit = [n for n in range(len(used) + 2) if n not in used][1] + 1  # two are free
+        before = resource.prlimit(m.daemon.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(m.daemon.pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+        raises(errno.EMFILE, r.begin, SHARED)
+        resource.prlimit(m.daemon.pid, resource.RLIMIT_NOFILE, before)
+        assert r.begin(SHARED).load() == data_of(4 * CHUNK)
+        r.end(), r.close(), resident.end(), resident.close(), os.close(fd)
         m.umount()

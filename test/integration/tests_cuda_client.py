@@ -2,7 +2,7 @@
 import contextlib, ctypes, errno, os, subprocess, sys, tempfile
 import cuda
 from device import EXCLUSIVE, SHARED, Region, check, leased, lib
-from harness import BUILD, CHUNK, HMMFS, command, data_of, mounted, raises
+from harness import BUILD, CAPACITY_CHUNKS, CHUNK, HMMFS, command, data_of, mounted, raises
 
 # Without sanitizers, whose runtime would have to be preloaded first
 CLIENT_BUILD = os.path.dirname(os.path.dirname(os.environ["HMMFS_TEST_CLIENT"])) if "HMMFS_TEST_CLIENT" in os.environ else BUILD
@@ -163,7 +163,7 @@ def work_that_fails_ends_its_lease_and_nothing_else():
 
 def processes_share_the_memory_once():
     with mounted(writeback_interval="0") as m:
-        n = 16 * CHUNK
+        n = min(16, CAPACITY_CHUNKS) * CHUNK
         fd = os.open(m.put("f", data_of(n)), os.O_RDWR)
         before = cuda.memory()[0]
         with leased(fd, SHARED):
@@ -201,7 +201,7 @@ def programs_that_know_nothing_get_their_bytes_from_the_cache():
         assert run("linked", HMMFS_EXEC_MIN=str(n + 1)) == "same\n" and fills() == before
         os.setxattr(path, "user.hmmfs.migrate", b"never")
         assert run("linked") == "same\n" and fills() == before
-    with mounted(cpu_access="copy") as m:
+    with mounted(capacity=8 * CHUNK, cpu_access="copy") as m:
         path = m.put("f", data_of(n))
         run("linked")
         before = m.status()["counters"]["fills"]
