@@ -310,6 +310,11 @@ unsigned long long hmmfs_device_pointer(struct hmmfs_region *region)
 	return region->is_held && is_on_cuda(region) ? region->cuda.base + region->offset : 0;
 }
 
+int region_socket(const struct hmmfs_region *region)
+{
+	return region->session->socket;
+}
+
 struct hmmfs_times hmmfs_times(const struct hmmfs_region *region)
 {
 	return region->times;

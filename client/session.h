@@ -20,4 +20,7 @@ struct hmmfs_session {
 int session_ask(struct hmmfs_session *session, struct wire_request *request, const struct wire_run *run, int fd,
 		struct wire_reply *reply, void *more, size_t max_more, int *fd_out);
 
+/* region.c. What becomes of a region whose descriptor somebody else has closed is that one's own affair; here is how to tell. */
+int region_socket(const struct hmmfs_region *region);
+
 #endif

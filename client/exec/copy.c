@@ -53,27 +53,34 @@ static bool is_fit(const void *src, CUstream stream, bool is_per_thread)
 	       driver.is_capturing[is_per_thread](stream, &status) == CUDA_SUCCESS && status == 0;
 }
 
-/* What fits on the device at once. */
-static bool copy_part(int fd, off_t off, size_t bytes, CUdeviceptr dst, CUstream stream, bool is_per_thread)
-{
-	struct hmmfs_region *region;
-	bool is_done, is_over = true;
+struct target {
+	CUdeviceptr address;
+	CUstream stream;
+	bool is_per_thread;
+};
 
-	if (hmmfs_map_fd(fd, off, bytes, &region) < 0)
-		return false;
-	is_done = hmmfs_begin(region, HMMFS_SHARED, TIMEOUT_MS) == 0 && hmmfs_device_pointer(region) != 0;
+/* Under a lease, if there is one to be had; the region is kept, or freed. */
+static bool copy_region(struct hmmfs_region *region, const struct exec_range *range, uint64_t limit, const struct target *target)
+{
+	bool is_done = hmmfs_begin(region, HMMFS_SHARED, TIMEOUT_MS) == 0 && hmmfs_device_pointer(region) != 0;
+	bool is_over = true;
+
 	if (is_done) {
-		is_done = driver.copy[is_per_thread](dst, hmmfs_device_pointer(region), bytes, stream) == CUDA_SUCCESS;
-		is_over = driver.synchronize[is_per_thread](stream) == CUDA_SUCCESS;
+		is_done = driver.copy[target->is_per_thread](target->address, hmmfs_device_pointer(region), range->bytes,
+							     target->stream) == CUDA_SUCCESS;
+		is_over = driver.synchronize[target->is_per_thread](target->stream) == CUDA_SUCCESS;
 		is_done &= is_over;
 		is_done &= hmmfs_end(region) == 0; /* revoked: the CPU has the say about the bytes again */
 	}
-	/* Memory that a copy may still read stays mapped for good: to unmap it would poison the program's context. */
-	if (is_over)
+	if (is_done && range->bytes <= limit)
+		exec_keep_put(range, region, limit);
+	else if (is_over)
 		hmmfs_unmap(region);
+	/* else memory that a copy may still read stays mapped for good: to unmap it would poison the program's context. */
 	return is_done;
 }
 
+/* Half of the cache: a copy that is larger is made in parts, so that the next can be loaded; these are not kept. */
 static uint64_t part_bytes(int fd)
 {
 	struct hmmfs_session *session;
@@ -87,33 +94,48 @@ static uint64_t part_bytes(int fd)
 	return bytes;
 }
 
-static bool copy_file(int fd, off_t off, size_t bytes, CUdeviceptr dst, CUstream stream, bool is_per_thread)
+static bool copy_file(int fd, const struct exec_range *range, const struct target *target)
 {
-	uint64_t limit = part_bytes(fd);
+	uint64_t part = part_bytes(fd), limit = range->bytes <= part ? part : 0;
 
-	for (size_t done = 0; done < bytes;) {
-		size_t len = bytes - done < limit ? bytes - done : limit;
+	for (size_t done = 0; done < range->bytes;) {
+		size_t len = range->bytes - done < part ? range->bytes - done : part;
+		struct exec_range now = {range->address + done, len, range->dev, range->inode, range->offset + done};
+		struct target to = {target->address + done, target->stream, target->is_per_thread};
+		struct hmmfs_region *region;
 
-		if (len == 0 || !copy_part(fd, off + (off_t)done, len, dst + done, stream, is_per_thread))
+		if (len == 0 || hmmfs_map_fd(fd, (off_t)now.offset, len, &region) < 0 || !copy_region(region, &now, limit, &to))
 			return false;
 		done += len;
 	}
 	return true;
 }
 
-bool exec_copy(CUdeviceptr dst, const void *src, size_t bytes, CUstream stream, bool is_per_thread)
+static bool copy_range(const struct exec_range *range, const struct target *target)
 {
-	int before = errno, fd;
+	uint64_t limit;
+	struct hmmfs_region *region = exec_keep_take(range, &limit);
 	bool is_done = false;
 	off_t off;
+	int fd;
 
-	if (exec_is_mapped_file(src, bytes) && is_fit(src, stream, is_per_thread)) {
-		fd = locate_mapping(src, bytes, &off);
-		if (fd >= 0) {
-			is_done = copy_file(fd, off, bytes, dst, stream, is_per_thread);
-			close(fd);
-		}
+	if (region != NULL)
+		return copy_region(region, range, limit, target);
+	fd = locate_mapping((const void *)range->address, range->bytes, &off);
+	if (fd >= 0) {
+		is_done = (uint64_t)off == range->offset && copy_file(fd, range, target);
+		close(fd);
 	}
+	return is_done;
+}
+
+bool exec_copy(CUdeviceptr dst, const void *src, size_t bytes, CUstream stream, bool is_per_thread)
+{
+	struct target target = {dst, stream, is_per_thread};
+	struct exec_range range;
+	int before = errno;
+	bool is_done = exec_find(src, bytes, &range) && is_fit(src, stream, is_per_thread) && copy_range(&range, &target);
+
 	errno = before;
 	return is_done;
 }

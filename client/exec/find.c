@@ -26,8 +26,9 @@ struct query {
 enum { QUERY_FILE_BACKED = 0x20, VMA_SHARED = 8 };
 
 struct found {
-	uintptr_t end;
+	uintptr_t start, end;
 	dev_t dev;
+	uint64_t inode, offset; /* of start */
 	bool is_shared;
 };
 
@@ -39,13 +40,14 @@ static bool read_maps(uintptr_t address, struct found *found)
 
 	while (maps != NULL && !is_found && fgets(line, sizeof(line), maps) != NULL) {
 		unsigned major_number, minor_number;
-		uintptr_t start, end;
 		char sharing;
 
-		if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*3s%c %*x %x:%x", &start, &end, &sharing, &major_number, &minor_number) < 5)
+		if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*3s%c %" SCNx64 " %x:%x %" SCNu64, &found->start, &found->end, &sharing,
+			   &found->offset, &major_number, &minor_number, &found->inode) < 7)
 			continue;
-		is_found = address >= start && address < end;
-		*found = (struct found){end, makedev(major_number, minor_number), sharing == 's'};
+		is_found = address >= found->start && address < found->end;
+		found->dev = makedev(major_number, minor_number);
+		found->is_shared = sharing == 's';
 	}
 	if (maps != NULL)
 		fclose(maps);
@@ -65,7 +67,9 @@ static bool look_up(uintptr_t address, struct found *found)
 	close(fd);
 	if (!is_known)
 		return read_maps(address, found);
-	*found = (struct found){(uintptr_t)query.end, makedev(query.major_number, query.minor_number), query.vma_flags & VMA_SHARED};
+	*found = (struct found){.start = (uintptr_t)query.start, .end = (uintptr_t)query.end,
+				.dev = makedev(query.major_number, query.minor_number), .inode = query.inode, .offset = query.offset,
+				.is_shared = query.vma_flags & VMA_SHARED};
 	return is_found;
 }
 
@@ -145,18 +149,27 @@ static bool has_own_pages(uintptr_t start, uintptr_t end)
 	return has_own;
 }
 
-bool exec_is_mapped_file(const void *address, size_t bytes)
+static bool is_files_own(const struct found *found, uintptr_t at, uintptr_t end)
 {
-	uintptr_t at = (uintptr_t)address, end = at + bytes;
+	return major(found->dev) == 0 && is_hmmfs(found->dev) &&
+	       (found->is_shared || !has_own_pages(at, found->end < end ? found->end : end));
+}
 
-	/* mprotect splits a mapping into several; that they are of one file in order is checked by locate_mapping. */
-	while (at < end) {
+bool exec_find(const void *address, size_t bytes, struct exec_range *range)
+{
+	uintptr_t start = (uintptr_t)address, end = start + bytes;
+
+	/* mprotect splits a mapping into several: of one file, in order. */
+	for (uintptr_t at = start; at < end;) {
 		struct found found;
 
-		if (!look_up(at, &found) || major(found.dev) != 0 || !is_hmmfs(found.dev) ||
-		    (!found.is_shared && has_own_pages(at, found.end < end ? found.end : end)))
+		if (!look_up(at, &found) || !is_files_own(&found, at, end))
+			return false;
+		if (at == start)
+			*range = (struct exec_range){start, bytes, found.dev, found.inode, found.offset + (at - found.start)};
+		else if (found.dev != range->dev || found.inode != range->inode || found.offset != range->offset + (at - start))
 			return false;
 		at = found.end;
 	}
-	return end > (uintptr_t)address;
+	return end > start;
 }

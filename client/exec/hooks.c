@@ -7,6 +7,7 @@
 #include "client/exec/exec.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -28,13 +29,21 @@ EXPORT CUresult cuMemcpyAsync_ptsz(CUdeviceptr to, CUdeviceptr from, size_t byte
 EXPORT CUresult cuGetProcAddress(const char *name, void **address, int version, unsigned long long flags);
 EXPORT CUresult cuGetProcAddress_v2(const char *name, void **address, int version, unsigned long long flags,
 				    CUdriverProcAddressQueryResult *found);
+EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes);
+EXPORT CUresult cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream stream);
+EXPORT CUresult cuMemAllocAsync_ptsz(CUdeviceptr *address, size_t bytes, CUstream stream);
+EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *prop, unsigned long long flags);
 EXPORT void *dlsym(void *handle, const char *name);
+EXPORT int munmap(void *address, size_t bytes);
 
-enum which { HTOD, HTOD_PTDS, HTOD_ASYNC, HTOD_ASYNC_PTSZ, COPY, COPY_PTDS, COPY_ASYNC, COPY_ASYNC_PTSZ, PROC, PROC_V2, HOOKS };
+enum which {
+	HTOD, HTOD_PTDS, HTOD_ASYNC, HTOD_ASYNC_PTSZ, COPY, COPY_PTDS, COPY_ASYNC, COPY_ASYNC_PTSZ, ALLOC, ALLOC_ASYNC, ALLOC_ASYNC_PTSZ,
+	CREATE, PROC, PROC_V2, HOOKS
+};
 
 static struct hook {
 	const char *symbol, *name; /* as exported, and as cuGetProcAddress knows it */
-	bool is_per_thread;
+	bool is_per_thread;        /* what has no stream has one form */
 	void *ours;
 	_Atomic(void *) real; /* set once or twice, to what does the same */
 } hooks[HOOKS] = {
@@ -46,6 +55,10 @@ static struct hook {
 	[COPY_PTDS] = {"cuMemcpy_ptds", "cuMemcpy", true, (void *)cuMemcpy_ptds, NULL},
 	[COPY_ASYNC] = {"cuMemcpyAsync", "cuMemcpyAsync", false, (void *)cuMemcpyAsync, NULL},
 	[COPY_ASYNC_PTSZ] = {"cuMemcpyAsync_ptsz", "cuMemcpyAsync", true, (void *)cuMemcpyAsync_ptsz, NULL},
+	[ALLOC] = {"cuMemAlloc_v2", "cuMemAlloc", false, (void *)cuMemAlloc_v2, NULL},
+	[ALLOC_ASYNC] = {"cuMemAllocAsync", "cuMemAllocAsync", false, (void *)cuMemAllocAsync, NULL},
+	[ALLOC_ASYNC_PTSZ] = {"cuMemAllocAsync_ptsz", "cuMemAllocAsync", true, (void *)cuMemAllocAsync_ptsz, NULL},
+	[CREATE] = {"cuMemCreate", "cuMemCreate", false, (void *)cuMemCreate, NULL},
 	[PROC] = {"cuGetProcAddress", NULL, false, (void *)cuGetProcAddress, NULL},
 	[PROC_V2] = {"cuGetProcAddress_v2", NULL, false, (void *)cuGetProcAddress_v2, NULL},
 };
@@ -136,7 +149,7 @@ static void replace(const char *name, void **address, int version, unsigned long
 	if (strcmp(name, "cuGetProcAddress") == 0)
 		take_place(&hooks[version < PROC_V2_VERSION ? PROC : PROC_V2], address);
 	for (int i = 0; i < PROC; i++) {
-		if (hooks[i].is_per_thread == is_per_thread && strcmp(hooks[i].name, name) == 0) {
+		if ((hooks[i].is_per_thread == is_per_thread || i == ALLOC || i == CREATE) && strcmp(hooks[i].name, name) == 0) {
 			take_place(&hooks[i], address);
 			return;
 		}
@@ -252,4 +265,59 @@ CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream 
 CUresult cuMemcpyAsync_ptsz(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)
 {
 	return copy_async(COPY_ASYNC_PTSZ, to, (const void *)(uintptr_t)from, bytes, stream);
+}
+
+/* ---- what regions that are kept would be in the way of ---- */
+
+CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
+{
+	CUresult (*next)(CUdeviceptr *, size_t);
+	CUresult result;
+
+	*(void **)&next = real(ALLOC);
+	result = next == NULL ? CUDA_ERROR_UNKNOWN : next(address, bytes);
+	return result == CUDA_ERROR_OUT_OF_MEMORY && exec_keep_drop_all() ? next(address, bytes) : result;
+}
+
+static CUresult alloc_async(enum which which, CUdeviceptr *address, size_t bytes, CUstream stream)
+{
+	CUresult (*next)(CUdeviceptr *, size_t, CUstream);
+	CUresult result;
+
+	*(void **)&next = real(which);
+	result = next == NULL ? CUDA_ERROR_UNKNOWN : next(address, bytes, stream);
+	return result == CUDA_ERROR_OUT_OF_MEMORY && exec_keep_drop_all() ? next(address, bytes, stream) : result;
+}
+
+CUresult cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream stream)
+{
+	return alloc_async(ALLOC_ASYNC, address, bytes, stream);
+}
+
+CUresult cuMemAllocAsync_ptsz(CUdeviceptr *address, size_t bytes, CUstream stream)
+{
+	return alloc_async(ALLOC_ASYNC_PTSZ, address, bytes, stream);
+}
+
+CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *prop, unsigned long long flags)
+{
+	CUresult (*next)(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *, unsigned long long);
+	CUresult result;
+
+	*(void **)&next = real(CREATE);
+	result = next == NULL ? CUDA_ERROR_UNKNOWN : next(handle, bytes, prop, flags);
+	return result == CUDA_ERROR_OUT_OF_MEMORY && exec_keep_drop_all() ? next(handle, bytes, prop, flags) : result;
+}
+
+int munmap(void *address, size_t bytes)
+{
+	static _Atomic(void *) found;
+	int (*next)(void *, size_t), before = errno;
+
+	if (atomic_load(&found) == NULL)
+		atomic_store(&found, find_dlsym()(RTLD_NEXT, "munmap"));
+	*(void **)&next = atomic_load(&found);
+	exec_keep_drop((uintptr_t)address, bytes);
+	errno = before;
+	return next(address, bytes);
 }

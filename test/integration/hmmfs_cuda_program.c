@@ -3,9 +3,11 @@
  *
  *     hmmfs_cuda_program FILE HOW     HOW: linked, dlsym, proc: how it comes to cuMemcpyHtoD; private: a private mapping that was
  *                                     stored to; async: on a stream; anonymous: memory of no file; next: dlsym(RTLD_NEXT)
+ *     and, about what it keeps in between: twice: copied again; unmapped: the mapping goes; short: more memory is needed
  */
 #include "gpu/cuda_abi.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -19,7 +21,7 @@
 CUresult cuInit(unsigned), cuDevicePrimaryCtxRetain(CUcontext *, CUdevice), cuCtxSetCurrent(CUcontext), cuMemAlloc_v2(CUdeviceptr *, size_t),
 	cuMemcpyHtoD_v2(CUdeviceptr, const void *, size_t), cuMemcpyDtoH_v2(void *, CUdeviceptr, size_t),
 	cuMemcpyHtoDAsync_v2(CUdeviceptr, const void *, size_t, CUstream), cuStreamCreate(CUstream *, unsigned), cuStreamSynchronize(CUstream),
-	cuGetProcAddress_v2(const char *, void **, int, unsigned long long, CUdriverProcAddressQueryResult *);
+	cuMemsetD8_v2(CUdeviceptr, unsigned char, size_t), cuGetProcAddress_v2(const char *, void **, int, unsigned long long, CUdriverProcAddressQueryResult *);
 
 static void *file_mapping(int fd, size_t len, const char *how)
 {
@@ -68,6 +70,30 @@ static CUresult copy(const char *how, CUdeviceptr to, const void *from, size_t l
 	return result == CUDA_SUCCESS ? cuStreamSynchronize(stream) : result;
 }
 
+static int count_descriptors(void)
+{
+	DIR *directory = opendir("/proc/self/fd");
+	int n = 0;
+
+	while (readdir(directory) != NULL)
+		n++;
+	closedir(directory);
+	return n;
+}
+
+/* Are there more descriptors before it happens, and fewer after? */
+static bool is_let_go(const char *how, void *p, size_t len, int n_before)
+{
+	int n_kept = count_descriptors();
+	CUdeviceptr more;
+
+	if (strcmp(how, "unmapped") == 0)
+		return n_kept > n_before && munmap(p, len) == 0 && count_descriptors() == n_before;
+	if (strcmp(how, "short") == 0)
+		return n_kept > n_before && cuMemAlloc_v2(&more, len) == CUDA_SUCCESS && count_descriptors() < n_kept;
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	int fd = argc == 3 ? open(argv[1], O_RDWR) : -1;
@@ -76,6 +102,7 @@ int main(int argc, char **argv)
 	struct stat st;
 	size_t len;
 	char *p, *back;
+	int n;
 
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return 2;
@@ -85,10 +112,16 @@ int main(int argc, char **argv)
 	if (cuInit(0) != CUDA_SUCCESS || cuDevicePrimaryCtxRetain(&context, 0) != CUDA_SUCCESS || cuCtxSetCurrent(context) != CUDA_SUCCESS ||
 	    cuMemAlloc_v2(&memory, len) != CUDA_SUCCESS)
 		return 3;
-	if (copy(argv[2], memory, p, len) != CUDA_SUCCESS || cuMemcpyDtoH_v2(back, memory, len) != CUDA_SUCCESS)
-		return 4;
-	if (memcmp(back, p, len) != 0)
-		return 5;
+	n = count_descriptors();
+	for (int i = strcmp(argv[2], "twice") == 0 ? 2 : 1; i > 0; i--) {
+		if (cuMemsetD8_v2(memory, 0, len) != CUDA_SUCCESS || copy(argv[2], memory, p, len) != CUDA_SUCCESS ||
+		    cuMemcpyDtoH_v2(back, memory, len) != CUDA_SUCCESS)
+			return 4;
+		if (memcmp(back, p, len) != 0)
+			return 5;
+	}
+	if (!is_let_go(argv[2], p, len, n))
+		return 6;
 	puts("same");
 	return 0;
 }

@@ -214,6 +214,23 @@ def programs_that_know_nothing_get_their_bytes_from_the_cache():
         assert run("linked") == "same\n"
 
 
+def programs_map_what_they_copy_again_once():
+    """Counted by failures: the driver's own copy, and every mapping more than those of the first copy."""
+    if cuda.IS_REAL:
+        return "needs the simulated driver"
+    n = 4 * CHUNK
+    with mounted(capacity=8 * CHUNK, cpu_access="copy") as m:
+        path, other = m.put("f", data_of(n)), m.put("g", data_of(n + CHUNK))
+        rules = "cuMemcpyHtoD:1+:1 cuMemImportFromShareableHandle:5+:999 cuMemMap:6+:999 cuMemAddressReserve:2+:2"  # one cuMemMap is the program's
+        assert _exec(path, "twice", HMMFS_SIMCUDA_FAIL=rules) == "same\n"
+        assert _exec(path, "unmapped") == "same\n"
+        assert _exec(path, "short", HMMFS_SIMCUDA_FAIL="cuMemAlloc:2:2") == "same\n"
+        # More than half of the cache is copied in parts, and nothing of it is kept: no descriptor, which is status 6.
+        command(os.path.join(CLIENT_BUILD, "tools/hmmfs"), "exec", "--", PROGRAM, other, "unmapped", ok=(6,),
+                env=os.environ | {"HMMFS_EXEC_MIN": "1", "LD_LIBRARY_PATH": os.path.join(CLIENT_BUILD, "test/simcuda")})
+        m.umount()
+
+
 def programs_do_not_fail_where_hmmfs_does():
     """Each call that copying from the cache makes fails once; the program gets its bytes all the same."""
     if cuda.IS_REAL:
