@@ -214,6 +214,29 @@ def programs_that_know_nothing_get_their_bytes_from_the_cache():
         assert run("linked") == "same\n"
 
 
+def programs_of_the_cuda_runtime_do_what_they_do_without_hmmfs_exec():
+    """libcudart, linked statically and dynamically. It does not start on the simulated driver, whose lack of cuGetExportTable it
+    reports; on a real one cudaMemcpy's bytes have to come from the cache."""
+    programs = [p for p in (os.path.join(CLIENT_BUILD, "test/integration/hmmfs_cudart_program_" + how) for how in ("static", "shared")) if os.path.exists(p)]
+    if not programs:
+        return "the build had no nvcc"
+    env = os.environ | {"HMMFS_EXEC_MIN": "1", "LD_LIBRARY_PATH": ":".join(
+        ([] if cuda.IS_REAL else [os.path.join(CLIENT_BUILD, "test/simcuda")]) + ["/usr/local/cuda/lib64", os.environ.get("LD_LIBRARY_PATH", "")])}
+    with mounted(cpu_access="copy") as m:
+        path = m.put("f", data_of(3 * CHUNK))
+        for program in programs:
+            outcome = lambda *c: (lambda r: (r.returncode, r.stdout))(subprocess.run([*c, program, path], stdout=subprocess.PIPE, env=env))
+            without, before = outcome(), m.status()["counters"]["fills"]
+            if without[0] == 127 and program.endswith("shared"):
+                continue  # the library is not on this machine
+            assert without[0] in (0, 3), without
+            assert outcome(os.path.join(CLIENT_BUILD, "tools/hmmfs"), "exec", "--") == without
+            if cuda.IS_REAL:
+                assert without == (0, b"same\n") and m.status()["counters"]["fills"] - before == 3
+                command(HMMFS, "evict", path)
+        m.umount()
+
+
 def programs_map_what_they_copy_again_once():
     """Counted by failures: the driver's own copy, and every mapping more than those of the first copy."""
     if cuda.IS_REAL:
