@@ -1,9 +1,9 @@
 /*
  * keep.c - regions between copies.
  *
- * To import and map a chunk takes about as long as to copy it from the host. So a region is kept when its copy is done, with no
- * lease, for the next copy of the same bytes, which then maps nothing unless chunks moved. What is mapped is memory of the GPU that
- * the cache can't give to others any more when it evicts the chunks. Therefore regions go
+ * A region of one's own is two connections to the daemon and five calls of the driver for each chunk. So it is kept when its copy is
+ * done, with no lease, for the next copy of the same bytes, which then maps nothing unless chunks moved. What is mapped is memory of
+ * the GPU that the cache can't give to others any more when it evicts the chunks. Therefore regions go
  *
  *   - with the mapping that they were made for (munmap),
  *   - when an allocation of the program finds no memory,
@@ -22,7 +22,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { KEPT_MAX = 32 };
+enum { KEPT_MAX = 16 }; /* a connection each, of which the daemon allows a user's processes 256 together */
 
 struct kept {
 	struct exec_range range;
