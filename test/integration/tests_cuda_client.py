@@ -1,8 +1,9 @@
 """tests_cuda_client.py - clients of a mount with device=cuda: mappings, streams, programs that know nothing of hmmfs."""
-import contextlib, ctypes, errno, os, subprocess, sys, tempfile
+import contextlib, ctypes, errno, os, shutil, subprocess, sys, tempfile
 import cuda
 from device import EXCLUSIVE, SHARED, Region, check, leased, lib
 from harness import BUILD, CAPACITY_CHUNKS, CHUNK, HMMFS, command, data_of, mounted, raises
+from tests_command import own_kernels
 
 # Without sanitizers, whose runtime would have to be preloaded first
 CLIENT_BUILD = os.path.dirname(os.path.dirname(os.environ["HMMFS_TEST_CLIENT"])) if "HMMFS_TEST_CLIENT" in os.environ else BUILD
@@ -283,6 +284,28 @@ def kernels_that_do_not_load_say_why():
         assert m.status()["leases"] == 0 and str(sum(data_of(CHUNK))) in command(HMMFS, "run", "sum", path)
         m.umount()
         assert m.backing("f") == data_of(CHUNK)
+
+
+def kernels_of_ones_own_come_compiled_too():
+    nvcc = shutil.which("nvcc", path=os.environ["PATH"] + ":/usr/local/cuda/bin")
+    if cuda.IS_REAL and not nvcc:
+        return "needs nvcc"
+    with mounted() as m:
+        data, scratch, source = data_of(CHUNK + 5), os.path.dirname(m.source), own_kernels(m)
+        path = m.put("f", data)
+        for form, architecture in ("ptx", "compute_75"), ("cubin", "native"):
+            kernel = os.path.join(scratch, "inc." + form)
+            if nvcc and (form == "ptx" or cuda.IS_REAL):
+                command(nvcc, "-" + form, "-arch=" + architecture, "-o", kernel, source)
+            else:
+                with open(kernel, "wb") as f:  # as test/simcuda/kernel.c has them
+                    f.write((b"\x7fELFSIM\0" if form == "cubin" else b"") + b".version 8.0\n.visible .entry inc(\n")
+            command(HMMFS, "run", kernel + ":inc", path)
+            data = bytes((x + 1) & 255 for x in data)
+            with open(path, "rb") as f:
+                assert f.read() == data, form
+        m.umount()
+        assert m.backing("f") == data
 
 
 def built_in_kernels_are_compiled_where_the_driver_does_not_take_the_builds():

@@ -196,6 +196,8 @@ CUresult sim_run_kernel(const struct sim_op *op)
 
 /* ---- modules ---- */
 
+static const char CUBIN[] = "\177ELFSIM";
+
 static void find_entries(struct CUmod_st *module, const char *ptx)
 {
 	while ((ptx = strstr(ptx, ".entry ")) != NULL && module->n < ENTRIES_MAX) {
@@ -231,7 +233,9 @@ EXPORT CUresult cuModuleLoadDataEx(CUmodule *out, const void *image, unsigned n,
 	struct CUmod_st *module;
 
 	ENTER(cuModuleLoadDataEx, SIM_CONTEXT);
-	if (memcmp(image, "\177ELF", 4) == 0)
+	if (strncmp(image, CUBIN, sizeof(CUBIN)) == 0) /* ours: PTX behind it. With a 0 in it, as a real one has */
+		image = (const char *)image + sizeof(CUBIN);
+	else if (strncmp(image, CUBIN, 4) == 0)
 		return (CUresult)ERROR_NO_BINARY_FOR_GPU;
 	if (strstr(image, ".version") == NULL) {
 		write_log(n, options, values, "ptxas fatal: simcuda: missing .version directive");
