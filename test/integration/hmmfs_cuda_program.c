@@ -3,7 +3,8 @@
  *
  *     hmmfs_cuda_program FILE HOW     HOW: linked, dlsym, proc: how it comes to cuMemcpyHtoD; private: a private mapping that was
  *                                     stored to; async: on a stream; anonymous: memory of no file; next: dlsym(RTLD_NEXT)
- *     and, about what it keeps in between: twice: copied again; unmapped: the mapping goes; short: more memory is needed
+ *     and, about what it keeps in between: twice: copied again; unmapped: the mapping goes; short: more memory is needed;
+ *     closed: copied again, when all descriptors have been closed and files of its own have their numbers
  */
 #include "gpu/cuda_abi.h"
 
@@ -81,6 +82,25 @@ static int count_descriptors(void)
 	return n;
 }
 
+enum { FIRST = 3, OWN_FILES = 32 };
+
+static void replace_descriptors(void)
+{
+	for (int i = FIRST; i < 1024; i++)
+		close(i);
+	for (int i = 0; i < OWN_FILES; i++)
+		open("/dev/null", O_RDWR);
+}
+
+static bool has_own_files(void)
+{
+	for (int i = FIRST; i < FIRST + OWN_FILES; i++) {
+		if (fcntl(i, F_GETFD) < 0)
+			return false;
+	}
+	return true;
+}
+
 /* Are there more descriptors before it happens, and fewer after? */
 static bool is_let_go(const char *how, void *p, size_t len, int n_before)
 {
@@ -102,6 +122,7 @@ int main(int argc, char **argv)
 	struct stat st;
 	size_t len;
 	char *p, *back;
+	bool is_closed;
 	int n;
 
 	if (fd < 0 || fstat(fd, &st) < 0)
@@ -113,13 +134,18 @@ int main(int argc, char **argv)
 	    cuMemAlloc_v2(&memory, len) != CUDA_SUCCESS)
 		return 3;
 	n = count_descriptors();
-	for (int i = strcmp(argv[2], "twice") == 0 ? 2 : 1; i > 0; i--) {
+	is_closed = strcmp(argv[2], "closed") == 0;
+	for (int i = is_closed || strcmp(argv[2], "twice") == 0 ? 2 : 1; i > 0; i--) {
 		if (cuMemsetD8_v2(memory, 0, len) != CUDA_SUCCESS || copy(argv[2], memory, p, len) != CUDA_SUCCESS ||
 		    cuMemcpyDtoH_v2(back, memory, len) != CUDA_SUCCESS)
 			return 4;
 		if (memcmp(back, p, len) != 0)
 			return 5;
+		if (is_closed && i == 2)
+			replace_descriptors();
 	}
+	if (is_closed && !has_own_files())
+		return 7;
 	if (!is_let_go(argv[2], p, len, n))
 		return 6;
 	puts("same");

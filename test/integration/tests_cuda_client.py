@@ -249,6 +249,7 @@ def programs_map_what_they_copy_again_once():
         assert _exec(path, "twice", HMMFS_SIMCUDA_FAIL=rules) == "same\n"
         assert _exec(path, "unmapped") == "same\n"
         assert _exec(path, "short", HMMFS_SIMCUDA_FAIL="cuMemAlloc:2:2") == "same\n"
+        assert _exec(path, "closed") == "same\n"
         # More than half of the cache is copied in parts, and nothing of it is kept: no descriptor, which is status 6.
         command(os.path.join(CLIENT_BUILD, "tools/hmmfs"), "exec", "--", PROGRAM, other, "unmapped", ok=(6,),
                 env=os.environ | {"HMMFS_EXEC_MIN": "1", "LD_LIBRARY_PATH": os.path.join(CLIENT_BUILD, "test/simcuda")})
