@@ -378,7 +378,8 @@ def backing_that_vanishes_turns_read_only_or_is_full():
             assert put("after", CHUNK) == CHUNK and open(m.path("after"), "rb").read() == data_of(CHUNK)
             # read-only
             os.close(fd)
-            command("mount", "-o", "remount,ro", m.source)
+            wait_until(lambda: subprocess.run(["mount", "-o", "remount,ro", m.source], stderr=subprocess.DEVNULL).returncode == 0,
+                       "the kernel has told the daemon of each close")
             for call in (lambda: put("f", 1), lambda: os.unlink(m.path("f")), lambda: os.mkdir(m.path("d")), lambda: os.chmod(m.path("f"), 0o600),
                          lambda: os.setxattr(m.path("f"), "user.a", b""), lambda: os.truncate(m.path("f"), 1), lambda: os.rename(m.path("f"), m.path("g"))):
                 raises(errno.EROFS, call)
