@@ -1,0 +1,71 @@
+/* record.c - what is stored and seen goes into a file's histories, and is checked against them; the file's size. */
+#include "test/simulation/kernel_internal.h"
+#include "test/simulation/scheduler.h"
+
+#include <stdio.h>
+
+void check_seen(struct sim_file *file, size_t cell, uint64_t stamp, uint64_t start, const char *by)
+{
+	uint64_t end = sim_tick();
+
+	if (history_allows(&file->histories[cell], stamp, start, end))
+		return;
+	fprintf(stderr, "%s, bytes %lld..%lld, page %zu, of %lld: %s during [%llu, %llu] saw ", file->name,
+		(long long)cell_offset(cell), (long long)cell_offset(cell + 1), cell / PAGE_CELLS, (long long)file->size, by,
+		(unsigned long long)start, (unsigned long long)end);
+	if (stamp == STAMP_TORN)
+		fputs("a torn cell\n", stderr);
+	else
+		fprintf(stderr, "%llu\n", (unsigned long long)stamp);
+	history_print(&file->histories[cell]);
+	sim_fail("a store was lost, or one that is over was seen again");
+}
+
+const void *lease_over(const struct sim_file *file, size_t cell)
+{
+	for (unsigned i = 0; i < file->n_leases; i++) {
+		if (cell >= file->leases[i].first && cell < file->leases[i].first + file->leases[i].n)
+			return file->leases[i].lease;
+	}
+	return NULL;
+}
+
+void note_store(struct sim_file *file, size_t cell, uint64_t stamp, uint64_t start, uint64_t end, const void *lease)
+{
+	history_store(&file->histories[cell], stamp, start, end, lease, history_horizon());
+}
+
+void zeros_begin(struct sim_file *file, size_t first, size_t end, uint64_t start)
+{
+	for (size_t i = first; i < end; i++)
+		note_store(file, i, 0, start, STORE_OPEN, NULL);
+}
+
+void zeros_end(struct sim_file *file, size_t first, size_t end)
+{
+	for (size_t i = first; i < end; i++)
+		history_end(&file->histories[i], 0, sim_tick());
+}
+
+size_t page_cell(const struct sim_file *file, const struct page *page)
+{
+	return (size_t)(page - file->pages) * PAGE_CELLS;
+}
+
+bool is_behind_end(const struct sim_file *file, size_t cell)
+{
+	return cell_offset(cell) >= file->size;
+}
+
+bool is_page_before_end(const struct sim_file *file, size_t index)
+{
+	return (off_t)index * PAGE_BYTES < file->size;
+}
+
+void set_size(struct sim_file *file, off_t size, size_t gap_end)
+{
+	for (size_t cell = cells_before(file->size); cell < gap_end; cell++)
+		file->pages[cell / PAGE_CELLS].stamps[cell % PAGE_CELLS] = 0;
+	file->size = size;
+	file->n_size_changes++;
+}
