@@ -1,6 +1,7 @@
 /*
  * device.c - the simulated device behind gpu/gpu.h: memory that clients map, copies that take a random time, are done
- * in two halves and overtake each other, and fail now and then; and other users of the device's memory, who come and go.
+ * in two halves and overtake each other, and fail now and then; other users of the device's memory, who come and go; and memory
+ * that is lost.
  */
 #include "test/simulation/device.h"
 
@@ -16,6 +17,7 @@ struct gpu_chunk {
 	unsigned in_flight;
 	bool is_allocated; /* at its first operation */
 	bool is_freed;
+	bool is_lost;
 	struct gpu_chunk *next; /* of the device's, freed ones too: a second free is seen */
 };
 
@@ -25,6 +27,10 @@ struct device {
 	size_t n_chunks, n_allocated, n_others; /* n_others: chunks that somebody else has */
 	bool is_given_back;                     /* by those others, ever */
 	struct gpu_chunk *chunks;
+	size_t n_lost; /* and not freed yet */
+	uint64_t lost_until;
+	void (*lost)(void *user);
+	void *user;
 };
 
 struct copy {
@@ -42,6 +48,8 @@ struct copy {
 unsigned device_error_one_in, device_failing_copies;
 size_t device_memory_chunks;
 uint64_t device_latency_ns;
+bool device_is_dead;
+static struct device *the_device;
 
 uint8_t *device_memory(struct gpu_chunk *chunk)
 {
@@ -72,6 +80,8 @@ static void copy_step(void *argument)
 	struct copy *copy = argument;
 	size_t half = copy->len / 2 & ~(size_t)4095;
 
+	if (copy->chunk->is_lost || (copy->from != NULL && copy->from->is_lost))
+		copy->status = -ENODEV;
 	if (!copy->is_second_half) {
 		move(copy, 0, half);
 		copy->is_second_half = true;
@@ -129,8 +139,11 @@ static void start(struct gpu_device *dev, struct copy copy)
 static int chunk_create(struct gpu_device *dev, struct gpu_chunk **out)
 {
 	struct device *device = (struct device *)(void *)dev;
-	struct gpu_chunk *chunk = malloc(sizeof(*chunk));
+	struct gpu_chunk *chunk;
 
+	if (device_is_dead)
+		return -ENODEV;
+	chunk = malloc(sizeof(*chunk));
 	*chunk = (struct gpu_chunk){.memory = calloc(1, dev->chunk_bytes), .next = device->chunks};
 	device->chunks = chunk;
 	device->n_chunks++;
@@ -146,6 +159,10 @@ static void chunk_destroy(struct gpu_device *dev, struct gpu_chunk *chunk)
 		sim_fail("device memory is freed twice");
 	((struct device *)(void *)dev)->n_chunks--;
 	((struct device *)(void *)dev)->n_allocated -= chunk->is_allocated;
+	if (chunk->is_lost) {
+		((struct device *)(void *)dev)->n_lost--;
+		((struct device *)(void *)dev)->lost_until = sim_tick();
+	}
 	free(chunk->memory);
 	chunk->memory = NULL;
 	chunk->is_freed = true;
@@ -154,8 +171,48 @@ static void chunk_destroy(struct gpu_device *dev, struct gpu_chunk *chunk)
 static bool chunk_is_lost(struct gpu_device *dev, struct gpu_chunk *chunk)
 {
 	(void)dev;
-	(void)chunk;
-	return false;
+	return chunk->is_lost;
+}
+
+/* ---- losing memory ---- */
+
+bool device_is_lost(const struct gpu_chunk *chunk)
+{
+	return chunk->is_lost;
+}
+
+bool device_had_lost_since(uint64_t tick)
+{
+	return the_device->n_lost > 0 || the_device->lost_until > tick;
+}
+
+static void tell_lost(void *argument)
+{
+	struct device *device = argument;
+
+	device->lost(device->user);
+}
+
+static void lose(struct device *device, struct gpu_chunk *chunk)
+{
+	chunk->is_lost = true;
+	device->n_lost++;
+	memset(chunk->memory, 0xEE, device->base.chunk_bytes);
+}
+
+void device_lose(bool is_all, bool is_for_good)
+{
+	size_t which = sim_random(the_device->n_chunks);
+
+	device_is_dead |= is_for_good;
+	for (struct gpu_chunk *chunk = the_device->chunks; chunk != NULL; chunk = chunk->next) {
+		if (chunk->is_freed)
+			continue;
+		if ((is_all || is_for_good || which == 0) && !chunk->is_lost)
+			lose(the_device, chunk);
+		which--;
+	}
+	sim_after(latency(), tell_lost, the_device);
 }
 
 static uint8_t *bounce_at(struct gpu_device *dev, size_t off, size_t len)
@@ -269,7 +326,10 @@ int gpu_open(const struct gpu_config *config, struct gpu_device **dev, char **er
 						    .memory_bytes = device_memory_chunks * config->chunk_bytes,
 						    .free_bytes = device_memory_chunks * config->chunk_bytes},
 					   .chunk_bytes = config->chunk_bytes},
-				  .bounce = config->bounce, .is_given_back = sim_chance(2)};
+				  .bounce = config->bounce, .is_given_back = sim_chance(2), .lost = config->lost,
+				  .user = config->user};
+	device_is_dead = false;
+	the_device = device;
 	*dev = &device->base;
 	return 0;
 }

@@ -131,7 +131,7 @@ void history_store(struct history *history, uint64_t stamp, uint64_t start, uint
 		if (history->stores == NULL)
 			abort();
 	}
-	history->stores[history->n++] = (struct store){stamp, start, end, lease};
+	history->stores[history->n++] = (struct store){stamp, start, end, lease, false};
 }
 
 static void end_one(struct store *store, uint64_t end)
@@ -187,6 +187,16 @@ void history_doubt_since(struct history *history, uint64_t start)
 	for (size_t i = 0; i < history->n; i++) {
 		if (history->stores[i].end >= start)
 			doubt(history, &history->stores[i]);
+	}
+}
+
+void history_lose(struct history *history, uint64_t now)
+{
+	for (size_t i = 0; i < history->n; i++)
+		history->stores[i].is_possible = !is_overwritten(history, &history->stores[i], history->synced);
+	for (size_t i = 0; i < history->n; i++) {
+		if (history->stores[i].is_possible && history->stores[i].end != STORE_OPEN)
+			history->stores[i].end = now;
 	}
 }
 

@@ -26,6 +26,7 @@ enum { PAGE_BYTES = 4096, PAGE_CELLS = 3 };
 struct store {
 	uint64_t stamp, start, end;
 	const void *lease; /* ends with this lease */
+	bool is_possible;  /* history_lose */
 };
 
 struct history {
@@ -47,6 +48,9 @@ void history_end_with(struct history *history, uint64_t stamp, const void *lease
 void history_doubt(struct history *history, uint64_t stamp);
 /* A dirty page was dropped: what was stored since may have been in it. */
 void history_doubt_since(struct history *history, uint64_t start);
+/* What was stored since the last successful fsync is lost with the device, or some of it: from now on any of it may be seen, or
+ * what was there before. */
+void history_lose(struct history *history, uint64_t now);
 void history_end_lease(struct history *history, const void *lease, uint64_t end);
 /* A load during [start, end] saw stamp, or a torn cell. */
 bool history_allows(const struct history *history, uint64_t stamp, uint64_t start, uint64_t end);

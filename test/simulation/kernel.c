@@ -279,7 +279,7 @@ int kernel_write(struct sim_file *file, size_t first, size_t n, bool is_direct)
 
 /* ---- fsync, truncate, punch ---- */
 
-int kernel_fsync(struct sim_file *file, uint32_t *error_sample)
+int kernel_fsync(struct sim_file *file, struct descriptor *descriptor)
 {
 	struct cache_sync sync = {.file = file->cached, .is_flush = true};
 	uint64_t start = sim_tick();
@@ -292,7 +292,7 @@ int kernel_fsync(struct sim_file *file, uint32_t *error_sample)
 	if (cache_file_is_active(file->cached))
 		device_err = CACHE_WAIT(cache_sync, &sync);
 	if (err == 0)
-		err = cache_file_error_check(file->cached, error_sample);
+		err = descriptor_check(file, descriptor);
 	if (err == 0 && device_err == -ENOMEM)
 		err = device_err;
 	if (err == 0)

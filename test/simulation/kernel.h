@@ -36,6 +36,14 @@ struct page {
 	uint64_t stamps[PAGE_CELLS];
 };
 
+/* An open file: what it was told of errors. */
+struct descriptor {
+	struct descriptor *next;
+	uint32_t sample;
+	bool is_owed;    /* bytes were lost since it was told last */
+	uint64_t looked; /* when that was: a tick */
+};
+
 struct sim_file {
 	const char *name;
 	struct cache_file *cached;
@@ -50,6 +58,7 @@ struct sim_file {
 	bool is_nowrite;
 	unsigned n_writepages; /* WRITEs of dirty pages in flight */
 	bool has_mapping_error;
+	struct descriptor *descriptors;
 	unsigned n_leases; /* exclusive ones, granted and not over, and which cells they cover */
 	struct {
 		const void *lease;
@@ -59,8 +68,10 @@ struct sim_file {
 
 extern const struct cache_callbacks kernel_callbacks; /* owner: the struct sim_file */
 extern bool is_verbose;
-extern bool has_faults; /* errors are made up in this run */
+extern bool has_faults; /* errors are made up now */
+extern bool had_faults; /* in this run */
 
+struct sim_file *file_named(const char *name, size_t len);
 /* No load that is still to be checked began before. */
 uint64_t history_horizon(void);
 uint64_t stamp_next(void);
@@ -76,9 +87,13 @@ int kernel_load(struct sim_file *file, size_t page);
 int kernel_store(struct sim_file *file, size_t cell); /* by a mapping; the file is open for writing */
 int kernel_read_direct(struct sim_file *file, size_t cell, size_t n);
 int kernel_write(struct sim_file *file, size_t cell, size_t n, bool is_direct);
-int kernel_fsync(struct sim_file *file, uint32_t *error_sample);
+int kernel_fsync(struct sim_file *file, struct descriptor *descriptor);
 int kernel_truncate(struct sim_file *file, size_t n_cells);
 int kernel_punch(struct sim_file *file, size_t cell, size_t n);
+void descriptor_open(struct sim_file *file, struct descriptor *descriptor);
+void descriptor_close(struct sim_file *file, struct descriptor *descriptor);
+/* The error that it was not told yet. Each loss is to be told once. */
+int descriptor_check(struct sim_file *file, struct descriptor *descriptor);
 /* What close(2) and the flusher do. */
 void kernel_flush(struct sim_file *file);
 void kernel_drop_clean(struct sim_file *file);

@@ -11,6 +11,8 @@ void note_store(struct sim_file *file, size_t cell, uint64_t stamp, uint64_t sta
 /* Zeros in [first, end), from now on until zeros_end. */
 void zeros_begin(struct sim_file *file, size_t first, size_t end, uint64_t start);
 void zeros_end(struct sim_file *file, size_t first, size_t end);
+/* The daemon said in its log that bytes are lost. */
+void note_lost(struct sim_file *file, off_t off, off_t end);
 size_t page_cell(const struct sim_file *file, const struct page *page);
 bool is_page_before_end(const struct sim_file *file, size_t index);
 /* i_size moves; what a mapping stored behind the old one goes, up to gap_end. */

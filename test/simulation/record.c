@@ -1,7 +1,9 @@
 /* record.c - what is stored and seen goes into a file's histories, and is checked against them; the file's size. */
+#include "test/simulation/device.h"
 #include "test/simulation/kernel_internal.h"
 #include "test/simulation/scheduler.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 void check_seen(struct sim_file *file, size_t cell, uint64_t stamp, uint64_t start, const char *by)
@@ -68,4 +70,44 @@ void set_size(struct sim_file *file, off_t size, size_t gap_end)
 		file->pages[cell / PAGE_CELLS].stamps[cell % PAGE_CELLS] = 0;
 	file->size = size;
 	file->n_size_changes++;
+}
+
+/* ---- lost bytes, and who is told ---- */
+
+void descriptor_open(struct sim_file *file, struct descriptor *descriptor)
+{
+	*descriptor = (struct descriptor){.next = file->descriptors, .sample = cache_file_error_sample(file->cached),
+					  .looked = sim_tick()};
+	file->descriptors = descriptor;
+}
+
+void descriptor_close(struct sim_file *file, struct descriptor *descriptor)
+{
+	struct descriptor **at = &file->descriptors;
+
+	while (*at != descriptor)
+		at = &(*at)->next;
+	*at = descriptor->next;
+}
+
+int descriptor_check(struct sim_file *file, struct descriptor *descriptor)
+{
+	int err = cache_file_error_check(file->cached, &descriptor->sample);
+
+	if (descriptor->is_owed && err == 0)
+		sim_fail("bytes of %s were lost, and whoever has it open is not told", file->name);
+	/* While lost memory is under a lease, each writeback of it fails, and is told. */
+	if (!descriptor->is_owed && err == -EIO && !had_faults && !device_had_lost_since(descriptor->looked))
+		sim_fail("an error of %s is told again, or there was none", file->name);
+	descriptor->is_owed = false;
+	descriptor->looked = sim_tick();
+	return err;
+}
+
+void note_lost(struct sim_file *file, off_t off, off_t end)
+{
+	for (size_t cell = cells_before(off); cell < CELLS_MAX && cell_offset(cell) < end; cell++)
+		history_lose(&file->histories[cell], sim_tick());
+	for (struct descriptor *descriptor = file->descriptors; descriptor != NULL; descriptor = descriptor->next)
+		descriptor->is_owed = true;
 }

@@ -111,7 +111,13 @@ static void on_file_idle(void *fs, void *owner)
 
 static void on_log(void *fs, int priority, const char *line)
 {
+	const char *rest = strchr(line, ':');
+	long long off, end;
+	int n = 0;
+
 	(void)fs;
+	if (rest != NULL && sscanf(rest, ": bytes %lld..%lld were lost%n", &off, &end, &n) == 2 && n > 0)
+		note_lost(file_named(line, (size_t)(rest - line)), off, end);
 	if (is_verbose)
 		fprintf(stderr, "  %.6f <%d> %s\n", (double)sim_now() / 1e9, priority, line);
 }

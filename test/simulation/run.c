@@ -25,7 +25,7 @@ struct actor {
 	pthread_t thread;
 	uint64_t began; /* the tick its operation began at; UINT64_MAX: none */
 	bool is_writer[FILES];
-	uint32_t error_sample[FILES];
+	struct descriptor descriptors[FILES];
 	char doing[96];
 	struct cache_lease *cancellable;
 };
@@ -40,8 +40,8 @@ static struct sim_file files[FILES];
 static struct actor actors[ACTORS];
 static uint64_t run_seed, next_stamp, *operations;
 static const uint64_t *skipped;
-static bool calls_fsync_under_lease, had_faults;
-bool is_verbose, has_faults;
+static bool calls_fsync_under_lease, has_losses;
+bool is_verbose, has_faults, had_faults;
 
 uint64_t stamp_next(void)
 {
@@ -59,12 +59,30 @@ uint64_t history_horizon(void)
 	return horizon;
 }
 
-static void tolerate(int err, const char *what)
+struct sim_file *file_named(const char *name, size_t len)
 {
+	for (size_t i = 0; i < FILES; i++) {
+		if (strncmp(files[i].name, name, len) == 0 && files[i].name[len] == '\0')
+			return &files[i];
+	}
+	sim_fail("there is no file %.*s", (int)len, name);
+}
+
+static void tolerate(const struct actor *actor, int err, const char *what)
+{
+	if ((err == -EIO || err == -ENODEV) && (device_had_lost_since(actor->began) || device_is_dead))
+		return;
 	if (err == -ENOMEM && device_memory_chunks > 0)
 		return; /* not a single chunk could be had, or fewer than wanted */
 	if (err < 0 && !has_faults && err != -ECANCELED && err != -EBUSY)
 		sim_fail("%s failed with %d (%s), and no error was injected", what, err, strerror(-err));
+}
+
+/* Of fsync and close: whether a loss was to be told, descriptor_check has looked. */
+static void tolerate_told(const struct actor *actor, int err, const char *what)
+{
+	if (err != -EIO || !has_losses)
+		tolerate(actor, err, what);
 }
 
 static void describe(struct actor *actor, const char *what, const struct choice *c)
@@ -83,7 +101,7 @@ static void open_for_writing(struct actor *actor, size_t f)
 	if (actor->is_writer[f])
 		return;
 	cache_file_add_writer(files[f].cached);
-	actor->error_sample[f] = cache_file_error_sample(files[f].cached);
+	descriptor_open(&files[f], &actor->descriptors[f]);
 	actor->is_writer[f] = true;
 }
 
@@ -95,8 +113,9 @@ static void close_file(struct actor *actor, size_t f)
 		return;
 	kernel_flush(&files[f]);
 	if (cache_file_is_active(files[f].cached))
-		tolerate(CACHE_WAIT(cache_sync, &sync), "flush");
-	tolerate(cache_file_error_check(files[f].cached, &actor->error_sample[f]), "close");
+		tolerate(actor, CACHE_WAIT(cache_sync, &sync), "flush");
+	tolerate_told(actor, descriptor_check(&files[f], &actor->descriptors[f]), "close");
+	descriptor_close(&files[f], &actor->descriptors[f]);
 	cache_file_remove_writer(files[f].cached);
 	actor->is_writer[f] = false;
 }
@@ -111,26 +130,26 @@ static void cpu_step(struct actor *actor, const struct choice *c)
 	if (c->kind < 28) {
 		describe(actor, "load", c);
 		for (size_t i = 0; i < 1 + n / 12; i++)
-			tolerate(kernel_load(file, cell / PAGE_CELLS + i), "load");
+			tolerate(actor, kernel_load(file, cell / PAGE_CELLS + i), "load");
 	} else if (c->kind < 30) {
 		describe(actor, "direct read", c);
-		tolerate(kernel_read_direct(file, cell, n), "direct read");
+		tolerate(actor, kernel_read_direct(file, cell, n), "direct read");
 	} else if (c->kind < 60) {
 		describe(actor, "store", c);
 		for (size_t i = 0; i < 1 + n / 12; i++)
-			tolerate(kernel_store(file, cell + 2 * i), "store");
+			tolerate(actor, kernel_store(file, cell + 2 * i), "store");
 	} else if (c->kind < 80) {
 		describe(actor, c->variant % 4 == 0 ? "direct write" : "write", c);
-		tolerate(kernel_write(file, cell, n, c->variant % 4 == 0), "write");
+		tolerate(actor, kernel_write(file, cell, n, c->variant % 4 == 0), "write");
 	} else if (c->kind < 88) {
 		describe(actor, "fsync", c);
-		tolerate(kernel_fsync(file, &actor->error_sample[c->file]), "fsync");
+		tolerate_told(actor, kernel_fsync(file, &actor->descriptors[c->file]), "fsync");
 	} else if (c->kind < 92) {
 		describe(actor, "truncate", c);
-		tolerate(kernel_truncate(file, c->cell), "truncate");
+		tolerate(actor, kernel_truncate(file, c->cell), "truncate");
 	} else if (c->kind < 96) {
 		describe(actor, "punch", c);
-		tolerate(kernel_punch(file, cell, n), "punch");
+		tolerate(actor, kernel_punch(file, cell, n), "punch");
 	} else {
 		describe(actor, "close", c);
 		close_file(actor, c->file);
@@ -167,12 +186,16 @@ static void cancel(void *argument)
 		cache_acquire_cancel(actor->cancellable);
 }
 
-static uint8_t *device_cell(struct holding *holding, size_t cell)
+static struct gpu_chunk *chunk_of_cell(struct holding *holding, size_t cell)
 {
-	size_t chunk = cell / CHUNK_CELLS - holding->lease.first_chunk;
 	uint64_t generation;
 
-	return device_memory(cache_lease_chunk(&holding->lease, chunk, &generation)) + cell_offset(cell) % CHUNK_BYTES;
+	return cache_lease_chunk(&holding->lease, cell / CHUNK_CELLS - holding->lease.first_chunk, &generation);
+}
+
+static uint8_t *device_cell(struct holding *holding, size_t cell)
+{
+	return device_memory(chunk_of_cell(holding, cell)) + cell_offset(cell) % CHUNK_BYTES;
 }
 
 static void device_store(struct holding *holding, size_t cell, const void *lease)
@@ -193,7 +216,7 @@ static void compute(struct holding *holding, const struct choice *c, uint64_t ac
 		size_t cell = first + sim_mix(c->delay, i, 1) % n;
 		bool is_inside = cell_offset(cell + 1) <= holding->file->size;
 
-		if (is_inside)
+		if (is_inside && !device_is_lost(chunk_of_cell(holding, cell)))
 			check_seen(holding->file, cell, cell_stamp(device_cell(holding, cell), cell), acquire_tick, "the device");
 		if (is_exclusive && is_inside && i % 2 == 1)
 			device_store(holding, cell, &holding->lease);
@@ -262,10 +285,11 @@ static void client_step(struct actor *actor, const struct choice *c)
 					    .revoked = on_revoked}};
 	bool is_exclusive = holding.lease.mode == CACHE_LEASE_EXCLUSIVE;
 	uint64_t start = sim_tick();
-	uint32_t sample = cache_file_error_sample(files[c->file].cached);
+	struct descriptor descriptor;
 	int err;
 
 	describe(actor, is_exclusive ? "exclusive lease" : "shared lease", c);
+	descriptor_open(&files[c->file], &descriptor);
 	if (c->variant % 8 == 0) {
 		actor->cancellable = &holding.lease;
 		sim_after(c->delay % (2 * SIM_MS), cancel, actor);
@@ -274,17 +298,19 @@ static void client_step(struct actor *actor, const struct choice *c)
 		register_lease(&holding, true); /* from here on: when exactly it is granted, nobody sees */
 	err = CACHE_WAIT(cache_acquire, &holding.lease);
 	actor->cancellable = NULL;
-	tolerate(err, "acquire");
+	tolerate(actor, err, "acquire");
 	if (err < 0) {
 		if (is_exclusive) {
 			register_lease(&holding, false);
 			end_stores(&holding);
 		}
+		descriptor_close(&files[c->file], &descriptor);
 		return;
 	}
 	compute(&holding, c, start);
 	if (is_exclusive && calls_fsync_under_lease && c->variant % 4 == 1)
-		tolerate(kernel_fsync(holding.file, &sample), "fsync under a lease");
+		tolerate_told(actor, kernel_fsync(holding.file, &descriptor), "fsync under a lease");
+	descriptor_close(&files[c->file], &descriptor);
 	release(&holding, c->variant % 8 == 2);
 	if (is_exclusive) {
 		register_lease(&holding, false);
@@ -318,15 +344,15 @@ static void world_step(struct actor *actor, const struct choice *c)
 	switch (c->kind / 10) {
 	case 0: case 1:
 		describe(actor, "prefetch", c);
-		tolerate(CACHE_WAIT(cache_prefetch, &place), "prefetch");
+		tolerate(actor, CACHE_WAIT(cache_prefetch, &place), "prefetch");
 		break;
 	case 2: case 3:
 		describe(actor, "evict", c);
-		tolerate(CACHE_WAIT(cache_evict, &place), "evict");
+		tolerate(actor, CACHE_WAIT(cache_evict, &place), "evict");
 		break;
 	case 4:
 		describe(actor, "sync everything", c);
-		tolerate(CACHE_WAIT(cache_sync_all, &sync), "sync");
+		tolerate(actor, CACHE_WAIT(cache_sync_all, &sync), "sync");
 		break;
 	case 5:
 		describe(actor, "map and status", c);
@@ -346,6 +372,11 @@ static void world_step(struct actor *actor, const struct choice *c)
 		kernel_drop_clean(file);
 		break;
 	default:
+		if (has_losses && c->kind >= 95) {
+			describe(actor, "the device loses memory", c);
+			device_lose(c->variant % 4 == 0, c->variant % 32 == 0);
+			break;
+		}
 		describe(actor, "power failure", c);
 		check_power_loss(file);
 	}
@@ -401,6 +432,20 @@ static void file_start(struct sim_file *file, const char *name)
 		abort();
 }
 
+/* Whoever has a file open still is told of what was lost, once; and nobody keeps lost memory. */
+static void check_losses(void)
+{
+	for (size_t i = 0; i < CPUS; i++) {
+		for (size_t f = 0; f < FILES; f++) {
+			if (actors[i].is_writer[f])
+				descriptor_check(&files[f], &actors[i].descriptors[f]);
+		}
+	}
+	sim_sleep(SIM_S);
+	if (device_had_lost_since(sim_tick()))
+		sim_fail("lost memory is kept though nobody uses it");
+}
+
 /* Everything is on the disk, and the file is as long as the kernel thinks. */
 static void file_end(struct sim_file *file)
 {
@@ -413,7 +458,7 @@ static void file_end(struct sim_file *file)
 		file->histories[i].synced = sim_tick();
 	check_power_loss(file);
 	/* A WRITE that failed half way may have moved the end of the backing. */
-	if (fstat(file->disk.memfd, &st) < 0 || (!had_faults && st.st_size != file->size))
+	if (fstat(file->disk.memfd, &st) < 0 || (!had_faults && !has_losses && st.st_size != file->size))
 		sim_fail("%s has %lld bytes in the backing, %lld in the kernel", file->name, (long long)st.st_size,
 			 (long long)file->size);
 	for (size_t i = 0; i < CELLS_MAX; i++)
@@ -432,7 +477,8 @@ static void configure(struct cache_config *config)
 					.read_timeout_ms = sim_chance(3) ? 0 : 1000,
 					.lease_timeout_ms = sim_chance(4) ? 1000 : 0};
 	calls_fsync_under_lease = config->read_timeout_ms > 0;
-	has_faults = sim_chance(4);
+	has_losses = sim_mix(run_seed, 1, 2) % 4 == 0;
+	had_faults = has_faults = sim_chance(4);
 	disk_faults = (struct disk_faults){.error = has_faults ? 40 : 0, .short_io = sim_chance(2) ? 8 : 0,
 					   .again = sim_chance(2) ? 16 : 0};
 	device_error_one_in = has_faults && sim_chance(2) ? 60 : 0;
@@ -452,7 +498,6 @@ static void finish(void)
 	struct cache_sync sync = {.cache = cache};
 	struct cache_status status;
 
-	had_faults = has_faults;
 	has_faults = false;
 	disk_faults = (struct disk_faults){0};
 	device_error_one_in = 0;
@@ -464,6 +509,7 @@ static void finish(void)
 	cache_get_status(cache, &status);
 	if (status.dirty_bytes > 0)
 		sim_fail("%llu bytes are DIRTY still after everything was synced", (unsigned long long)status.dirty_bytes);
+	check_losses();
 	for (size_t i = 0; i < FILES; i++)
 		file_end(&files[i]);
 	cache_destroy(cache);
