@@ -380,10 +380,11 @@ static struct coherence_result on_lost(struct coherence *c)
 	struct coherence_result result;
 	bool has_stores;
 
-	if (!is_resident(c))
+	if (c->state == CHUNK_HOST)
 		return go(DO_NOTHING);
-	if (is_leased(c) || c->pins > 0 || c->is_writeback || has_device_io(c) || c->freeze != FREEZE_NONE ||
-	    c->is_invalidating)
+	/* FILLING: what is lost after its last piece arrived nobody else would notice. */
+	if (c->state == CHUNK_FILLING || is_leased(c) || c->pins > 0 || c->is_writeback || has_device_io(c) ||
+	    c->freeze != FREEZE_NONE || c->is_invalidating)
 		return go(DO_WAIT);
 	has_stores = c->state == CHUNK_DIRTY && !c->is_untouched;
 	result = drop(c);

@@ -103,8 +103,11 @@ struct cache_file {
 	struct task *destroy_task;   /* of cache_file_destroy, once everything else is done */
 	struct read_request *held_reads;
 	struct write_request *writes;    /* in the engine */
+	bool is_to_be_measured;          /* when there are none */
 	struct task_list write_waiters;  /* READs of pages that one of them changes */
 	struct invalidation *invalidations;
+	bool is_unsettled;         /* a write(2) may have lost pages to an invalidation before it sent its WRITE (write.c) */
+	off_t reread, reread_end;  /* what was READ since */
 	struct mutation *mutations; /* waiting; the first one is under way if is_mutating */
 	bool is_mutating;
 	unsigned n_mutations; /* that have changed the backing so far */
@@ -274,8 +277,14 @@ struct invalidation_list {
 };
 int invalidation_add(struct invalidation_list *list, struct chunk *chunk);
 void invalidation_start(struct cache_file *file, struct invalidation_list *list, unsigned round, struct task *then);
+/* Removes pages of a range that may be old, whatever the table knows of them: as if the kernel had run out of memory. */
+void invalidation_start_again(struct cache_file *file, off_t off, off_t end);
+/* The WRITE of a write(2) is about to be answered, and the next one may fill its pages. */
+void invalidations_outlive(struct cache_file *file, const struct write_request *request);
 
 /* ---- write.c ---- */
+/* The WRITE of a write(2) that is under way, or NULL. There is never more than one: the kernel holds the inode's lock. */
+struct write_request *write_of_call(struct cache_file *file);
 /* Whether a WRITE under way changes bytes of the range. */
 bool write_overlaps(struct cache_file *file, off_t off, off_t end);
 

@@ -25,7 +25,8 @@ struct invalidation {
 	size_t n_ranges;
 	unsigned round;
 	uint64_t since_ns;
-	struct task *then;
+	struct write_request *during; /* under way since before it began: nobody else is in a write(2) */
+	struct task *then;            /* or NULL */
 	struct job job;
 };
 
@@ -69,7 +70,10 @@ static void invalidation_done(struct cache *cache, struct task *task)
 	DL_DELETE(file->invalidations, invalidation);
 	for (size_t i = 0; i < invalidation->list.n; i++)
 		chunk_send(invalidation->list.chunks[i], EVENT_INVALIDATED);
-	engine_ready(cache, invalidation->then);
+	if (invalidation->then != NULL)
+		engine_ready(cache, invalidation->then);
+	else
+		file_leave(file);
 	free(invalidation->list.chunks);
 	free(invalidation->ranges);
 	free(invalidation);
@@ -93,14 +97,36 @@ static int compare_chunks(const void *a, const void *b)
 	return ((*x)->index > (*y)->index) - ((*x)->index < (*y)->index);
 }
 
-void invalidation_start(struct cache_file *file, struct invalidation_list *list, unsigned round, struct task *then)
+static struct invalidation *create(struct cache_file *file, unsigned round, struct task *then)
 {
 	struct invalidation *invalidation = calloc(1, sizeof(*invalidation));
 
 	if (invalidation == NULL)
 		abort();
-	*invalidation = (struct invalidation){.file = file, .list = *list, .round = round, .then = then,
-					      .since_ns = now_ns()};
+	*invalidation = (struct invalidation){.file = file, .round = round, .then = then, .since_ns = now_ns(),
+					      .during = write_of_call(file)};
+	file->is_unsettled |= invalidation->during == NULL;
+	return invalidation;
+}
+
+static void cover(struct invalidation *invalidation, off_t off, off_t end)
+{
+	reads_force_direct(invalidation->file, off, end);
+	reads_cut_out(invalidation->file, off, end, add_range, invalidation);
+}
+
+static void start(struct invalidation *invalidation)
+{
+	DL_APPEND(invalidation->file->invalidations, invalidation);
+	invalidation->job = (struct job){.work = invalidation_work, .done.run = invalidation_done};
+	workers_give(&invalidation->file->cache->notifiers, &invalidation->job);
+}
+
+void invalidation_start(struct cache_file *file, struct invalidation_list *list, unsigned round, struct task *then)
+{
+	struct invalidation *invalidation = create(file, round, then);
+
+	invalidation->list = *list;
 	*list = (struct invalidation_list){0};
 	qsort(invalidation->list.chunks, invalidation->list.n, sizeof(struct chunk *), compare_chunks);
 	for (size_t i = 0; i < invalidation->list.n;) {
@@ -109,14 +135,33 @@ void invalidation_start(struct cache_file *file, struct invalidation_list *list,
 		while (i < invalidation->list.n &&
 		       invalidation->list.chunks[i]->index == invalidation->list.chunks[i - 1]->index + 1)
 			i++;
-		reads_force_direct(file, chunk_offset(invalidation->list.chunks[first]),
-				   chunk_end(invalidation->list.chunks[i - 1]));
-		reads_cut_out(file, chunk_offset(invalidation->list.chunks[first]),
-			      chunk_end(invalidation->list.chunks[i - 1]), add_range, invalidation);
+		cover(invalidation, chunk_offset(invalidation->list.chunks[first]),
+		      chunk_end(invalidation->list.chunks[i - 1]));
 	}
-	DL_APPEND(file->invalidations, invalidation);
-	invalidation->job = (struct job){.work = invalidation_work, .done.run = invalidation_done};
-	workers_give(&file->cache->notifiers, &invalidation->job);
+	start(invalidation);
+}
+
+void invalidation_start_again(struct cache_file *file, off_t off, off_t end)
+{
+	struct invalidation *invalidation = create(file, 0, NULL);
+
+	pthread_mutex_lock(&file->gate);
+	file_count_in_locked(file); /* it stays until this is done */
+	pthread_mutex_unlock(&file->gate);
+	cover(invalidation, off, end);
+	start(invalidation);
+}
+
+void invalidations_outlive(struct cache_file *file, const struct write_request *request)
+{
+	struct invalidation *invalidation;
+
+	DL_FOREACH(file->invalidations, invalidation) {
+		if (invalidation->during != request)
+			continue;
+		invalidation->during = NULL;
+		file->is_unsettled = true;
+	}
 }
 
 bool invalidation_may_block_on(struct cache_file *file, off_t off, size_t len, uint64_t *since_ns, unsigned *round)

@@ -282,6 +282,16 @@ static bool is_let_in(struct read_request *request)
 	return true;
 }
 
+/* Whole pages, also those with the end of file in them: a write(2) may be about to move it. */
+static void note_reread(struct cache_file *file, const struct cache_io *io)
+{
+	off_t end = io->off + (off_t)io->len;
+	bool is_first = file->reread_end == 0;
+
+	file->reread = is_first ? io->off : min_off(file->reread, io->off);
+	file->reread_end = is_first ? end : max_off(file->reread_end, end);
+}
+
 static void read_task(struct cache *cache, struct task *task)
 {
 	struct read_request *request = CONTAINER_OF(task, struct read_request, task);
@@ -311,6 +321,8 @@ static void read_task(struct cache *cache, struct task *task)
 	}
 	read_unhold(request);
 	end = off + (off_t)request->len;
+	if (request->file->is_unsettled)
+		note_reread(request->file, request->io);
 	request->outstanding = 1;
 	while (off < end) {
 		struct chunk *chunk = chunk_find(request->file, (uint64_t)off >> cache->chunk_shift);

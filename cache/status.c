@@ -135,7 +135,9 @@ static void answer_changed(struct cache *cache, void *argument)
 
 	if (!cache_file_is_active(file) || file->backing.buffered.fd < 0)
 		return;
-	file_measure(file);
+	file->is_to_be_measured = file->writes != NULL; /* one of them may be about to move the end */
+	if (!file->is_to_be_measured)
+		file_measure(file);
 	HASH_ITER(hh, file->chunks, chunk, next) {
 		if (chunk->coherence.state == CHUNK_CLEAN && chunk_send(chunk, EVENT_LEAVE) == DO_DROP)
 			continue;

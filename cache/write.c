@@ -4,6 +4,11 @@
  * Each chunk's part goes its own way; the WRITE is answered when all have arrived. A WRITE past the end of file first
  * extends the backing (its size is always the true one) and reserves the blocks, so that ENOSPC is told to the writer
  * and not to a later writeback.
+ *
+ * write(2) changes pages and lets go of them before it sends their WRITE. If an invalidation drops one in between, and it is READ
+ * again before the WRITE comes, the kernel keeps what was there before. So a WRITE of pages that were READ since such an
+ * invalidation has them invalidated again. It is the only WRITE for which that may be needed, since write(2) holds the inode's
+ * lock; the next one fills its pages after this one was answered.
  */
 #include "cache/internal.h"
 
@@ -45,7 +50,12 @@ static void write_end(struct write_request *request)
 	struct cache_file *file = request->file;
 	struct task *reader;
 
+	invalidations_outlive(file, request);
 	DL_DELETE(file->writes, request);
+	if (file->writes == NULL && file->is_to_be_measured) {
+		file->is_to_be_measured = false;
+		file_measure(file);
+	}
 	while ((reader = task_list_take(&file->write_waiters)) != NULL)
 		engine_ready(file->cache, reader);
 	io->done_bytes = request->status < 0 ? 0 : io->len;
@@ -58,6 +68,32 @@ static void write_count_down(struct write_request *request)
 {
 	if (--request->outstanding == 0)
 		request->then(request);
+}
+
+struct write_request *write_of_call(struct cache_file *file)
+{
+	struct write_request *request;
+
+	DL_FOREACH(file->writes, request) {
+		if (!request->io->is_writepage && !request->io->is_direct)
+			return request;
+	}
+	return NULL;
+}
+
+/* The WRITE of a write(2) has come. */
+static void settle(struct write_request *request)
+{
+	struct cache_file *file = request->file;
+	off_t off = request->io->off, end = off + (off_t)request->io->len;
+	bool may_be_old = off < file->reread_end && end > file->reread;
+
+	if (file->invalidations == NULL) {
+		file->is_unsettled = false;
+		file->reread = file->reread_end = 0;
+	}
+	if (may_be_old)
+		invalidation_start_again(file, off, end);
 }
 
 bool write_overlaps(struct cache_file *file, off_t off, off_t end)
@@ -332,6 +368,8 @@ static void write_task(struct cache *cache, struct task *task)
 	if (!request->is_listed) {
 		request->is_listed = true;
 		DL_APPEND(file->writes, request);
+		if (write_of_call(file) == request)
+			settle(request);
 	}
 	if (!file_is_ready(file, task))
 		return;

@@ -19,8 +19,12 @@ static void take_pages(struct sim_file *file, size_t first, size_t n, const char
 			size_t cell = (first + i) * PAGE_CELLS + k;
 
 			page->stamps[k] = cell_stamp(bytes + (cell_offset(cell) - (off_t)first * PAGE_BYTES), cell);
+			if (page->stamps[k] == page->owed[k])
+				page_owed_is_over(file, page, k);
 		}
 		page->is_uptodate |= n_bytes >= 0;
+		if (!page->is_uptodate)
+			page_dropped(file, page);
 		page_unlock(page);
 	}
 }
@@ -112,7 +116,12 @@ int kernel_store(struct sim_file *file, size_t cell)
 	if (is_behind_end(file, cell) && file->is_size_unstable)
 		return 0; /* whether it is in the file or not */
 	check_page(file, index, start, "a store");
-	page->is_dirty = true;
+	page->is_dirty = page->was_stored = true;
+	for (size_t k = 0; k < PAGE_CELLS; k++) {
+		if (page->owed[k] != 0)
+			page_owes(file, page, k, page->owed[k]);
+		page->owed[k] = 0;
+	}
 	page->stamps[cell % PAGE_CELLS] = stamp_next();
 	note_mapped_store(file, cell, sim_tick());
 	return 0;
@@ -172,8 +181,14 @@ static void end_stores(struct sim_file *file, size_t first, size_t n, const uint
 	for (size_t i = 0; i < n; i++) {
 		const void *lease = lease_over(file, first + i);
 
+		struct page *page = &file->pages[(first + i) / PAGE_CELLS];
+		size_t k = (first + i) % PAGE_CELLS;
+		bool is_older = page->is_locked || (page->is_uptodate && page->stamps[k] != stamps[i]); /* or is being read */
+
+		if (page->is_overtaken && (is_older || page->was_stored))
+			page_owes(file, page, k, stamps[i]);
 		/* A dirty page is flushed when the lease ends, at the latest, and this store with it. */
-		if (lease != NULL && file->pages[(first + i) / PAGE_CELLS].is_dirty)
+		else if (lease != NULL && page->is_dirty)
 			history_end_with(&file->histories[first + i], stamps[i], lease);
 		else
 			history_end(&file->histories[first + i], stamps[i], sim_tick());
@@ -186,13 +201,19 @@ static bool write_page(struct sim_file *file, size_t first, size_t end, uint64_t
 	struct page *page = &file->pages[first / PAGE_CELLS];
 
 	page_lock(page);
+	page->is_being_written = true;
+	page->is_overtaken = page->was_stored = false;
 	for (size_t cell = first; cell < end; cell++) {
+		page_owed_is_over(file, page, cell % PAGE_CELLS);
 		page->stamps[cell % PAGE_CELLS] = stamps[cell - first] = stamp_next();
 		note_store(file, cell, stamps[cell - first], start, STORE_OPEN, NULL);
 	}
-	if (page->is_uptodate)
-		page_unlock(page);
-	return page->is_uptodate;
+	page->is_uptodate |= end - first == PAGE_CELLS;
+	if (!page->is_uptodate)
+		return false;
+	page_unlock(page);
+	sim_sleep(sim_random(20 * SIM_US)); /* the writer may be preempted here, or wait for the next page */
+	return true;
 }
 
 /* One WRITE: up to the first page that is not up to date, which stays locked. Returns how many cells, or an error. */
@@ -217,17 +238,14 @@ static ssize_t write_batch(struct sim_file *file, size_t first, size_t n, uint64
 	err = send_write(file, first, taken, stamps, false);
 	for (size_t i = first_page; i < end_page && err < 0; i++) {
 		if (!file->pages[i].is_dirty)
-			file->pages[i].is_uptodate = false;
+			page_dropped(file, &file->pages[i]);
 	}
 	if (err == 0)
 		end_stores(file, first, taken, stamps);
-	if (!is_unlocked) {
-		struct page *kept = &file->pages[end_page - 1];
-
-		/* All of it is new only if the WRITE went from its beginning to its end. */
-		kept->is_uptodate = err == 0 && (first + taken) % PAGE_CELLS == 0 && first <= (end_page - 1) * PAGE_CELLS;
-		page_unlock(kept);
-	}
+	for (size_t i = first_page; i < end_page; i++)
+		file->pages[i].is_being_written = false;
+	if (!is_unlocked)
+		page_unlock(&file->pages[end_page - 1]);
 	return err < 0 ? err : (ssize_t)taken;
 }
 

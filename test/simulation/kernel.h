@@ -3,8 +3,8 @@
  * over it, in the order of locks and requests that Linux 6.18 has (fs/fuse/file.c, dir.c, mm/truncate.c).
  *
  *   - a page is locked from the READ that fills it to its answer, and while it is removed;
- *   - write(2) holds the inode's lock, changes pages that are up to date at once, and keeps one that is not locked until
- *     its WRITE is answered (Linux lets go of one that it covers wholly: docs/reliability.md, what is not simulated);
+ *   - write(2) holds the inode's lock, changes pages that are up to date, or that it covers wholly, at once and lets go of them before
+ *     it sends its WRITE; another it keeps locked until that is answered;
  *   - a store to a mapped page makes it dirty, and nobody is told; flushing it is a WRITE (writepage) under writeback;
  *   - invalidation goes through the pages in order, waits for locked ones, flushes dirty ones, and does not look back;
  *   - from before SETATTR (truncate) until its answer the flushing of dirty pages is held back (FUSE_NOWRITE);
@@ -34,6 +34,10 @@ enum {
 struct page {
 	bool is_locked, is_uptodate, is_dirty, is_writeback;
 	uint64_t stamps[PAGE_CELLS];
+	bool is_being_written; /* by a write(2) that let go of it and has not had its answer: only an invalidation drops it */
+	bool is_overtaken;     /* which one did: what was read again may be older */
+	bool was_stored;       /* to a mapping of that: flushing it may put older bytes back */
+	uint64_t owed[PAGE_CELLS]; /* stores of such a write(2) that the page has not, though they are over: until it is dropped */
 };
 
 /* An open file: what it was told of errors. */
@@ -97,5 +101,7 @@ int descriptor_check(struct sim_file *file, struct descriptor *descriptor);
 /* What close(2) and the flusher do. */
 void kernel_flush(struct sim_file *file);
 void kernel_drop_clean(struct sim_file *file);
+/* No page is older than a write(2) that is over: at the end, when everything has had its time. */
+void kernel_check_owed(struct sim_file *file);
 
 #endif

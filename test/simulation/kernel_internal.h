@@ -15,6 +15,10 @@ void zeros_end(struct sim_file *file, size_t first, size_t end);
 void note_lost(struct sim_file *file, off_t off, off_t end);
 size_t page_cell(const struct sim_file *file, const struct page *page);
 bool is_page_before_end(const struct sim_file *file, size_t index);
+/* A page that a write(2) filled was dropped before its WRITE was sent, and read again: docs/reliability.md, what Linux lets happen. */
+void page_owes(struct sim_file *file, struct page *page, size_t k, uint64_t stamp);
+void page_owed_is_over(struct sim_file *file, struct page *page, size_t k);
+void page_dropped(struct sim_file *file, struct page *page);
 /* i_size moves; what a mapping stored behind the old one goes, up to gap_end. */
 void set_size(struct sim_file *file, off_t size, size_t gap_end);
 

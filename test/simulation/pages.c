@@ -110,7 +110,7 @@ void invalidate_range(struct sim_file *file, size_t first, size_t n)
 			page->is_writeback = true;
 			send_writepage(file, page);
 		}
-		page->is_uptodate = false;
+		page_dropped(file, page);
 		page_unlock(page);
 	}
 }
@@ -131,8 +131,10 @@ void remove_range(struct sim_file *file, size_t first, size_t end, uint64_t star
 				history_doubt_since(&file->histories[i * PAGE_CELLS + k], start);
 			page->stamps[k] = 0;
 		}
-		if (from == 0 && to == PAGE_CELLS)
-			page->is_uptodate = page->is_dirty = false;
+		if (from == 0 && to == PAGE_CELLS) {
+			page->is_dirty = false;
+			page_dropped(file, page);
+		}
 		page_unlock(page);
 	}
 }
@@ -147,7 +149,7 @@ void kernel_drop_clean(struct sim_file *file)
 	for (size_t i = 0; i < PAGES_MAX; i++) {
 		struct page *page = &file->pages[i];
 
-		if (!page->is_locked && !page->is_dirty && !page->is_writeback && sim_chance(2))
-			page->is_uptodate = false;
+		if (!page->is_locked && !page->is_dirty && !page->is_writeback && !page->is_being_written && sim_chance(2))
+			page_dropped(file, page);
 	}
 }

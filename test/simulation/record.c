@@ -72,6 +72,41 @@ void set_size(struct sim_file *file, off_t size, size_t gap_end)
 	file->n_size_changes++;
 }
 
+/* ---- pages that were dropped under a write(2) ---- */
+
+void page_owes(struct sim_file *file, struct page *page, size_t k, uint64_t stamp)
+{
+	if (page->was_stored) /* its flush may overtake the WRITE */
+		history_doubt(&file->histories[page_cell(file, page) + k], stamp);
+	else
+		page->owed[k] = stamp;
+}
+
+void page_owed_is_over(struct sim_file *file, struct page *page, size_t k)
+{
+	if (page->owed[k] != 0)
+		history_end(&file->histories[page_cell(file, page) + k], page->owed[k], sim_tick());
+	page->owed[k] = 0;
+}
+
+void page_dropped(struct sim_file *file, struct page *page)
+{
+	page->is_uptodate = false;
+	page->is_overtaken |= page->is_being_written;
+	for (size_t k = 0; k < PAGE_CELLS; k++)
+		page_owed_is_over(file, page, k);
+}
+
+void kernel_check_owed(struct sim_file *file)
+{
+	for (size_t i = 0; i < PAGES_MAX; i++) {
+		for (size_t k = 0; k < PAGE_CELLS; k++) {
+			if (file->pages[i].owed[k] != 0)
+				sim_fail("page %zu of %s, which was dropped under a write(2) and read again, is old still", i, file->name);
+		}
+	}
+}
+
 /* ---- lost bytes, and who is told ---- */
 
 void descriptor_open(struct sim_file *file, struct descriptor *descriptor)

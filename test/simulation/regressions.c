@@ -7,10 +7,7 @@
  *
  *     hmmfs_regressions [NAME]
  */
-#include "cache/cache.h"
-#include "test/simulation/device.h"
-#include "test/simulation/disk.h"
-#include "test/simulation/scheduler.h"
+#include "test/simulation/scenario.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -20,200 +17,6 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-enum { CHUNK = 64 << 10, PAGE = 4096, CHUNKS = 8 };
-
-#define CHECK(condition)                                                                                               \
-	do {                                                                                                           \
-		if (!(condition))                                                                                      \
-			sim_fail("%s:%d: %s does not hold", __FILE__, __LINE__, #condition);                           \
-	} while (0)
-
-/* ---- a filesystem of one file ---- */
-
-static struct cache *cache;
-static struct cache_file *file;
-static struct disk_file disk;
-static unsigned log_lines;
-
-static int invalidate(void *fs, void *owner, off_t off, off_t len)
-{
-	(void)fs;
-	(void)owner;
-	(void)off;
-	(void)len;
-	return 0;
-}
-
-static int open_backing(void *fs, void *owner, int flags)
-{
-	(void)fs;
-	(void)owner;
-	return disk_file_open(&disk, flags);
-}
-
-static void file_idle(void *fs, void *owner)
-{
-	(void)fs;
-	(void)owner;
-}
-
-static void count_line(void *fs, int priority, const char *line)
-{
-	(void)fs;
-	(void)priority;
-	(void)line;
-	log_lines++;
-}
-
-static const char *file_name(void *fs, void *owner)
-{
-	(void)fs;
-	(void)owner;
-	return "file";
-}
-
-static const struct cache_callbacks callbacks = {invalidate, open_backing, file_idle, count_line, file_name};
-
-/* Byte 1 everywhere. Disk requests take a millisecond, and so do copies. */
-static void begin_with(off_t bytes, struct cache_config config)
-{
-	static char content[CHUNKS * CHUNK];
-	char *error;
-
-	sim_init(1);
-	sim_be_punctual();
-	disk_plan = (struct disk_plan){.latency_ns = SIM_MS};
-	device_latency_ns = SIM_MS / 2;
-	config.device = "sim";
-	config.chunk_bytes = CHUNK;
-	config.bounce_bytes = 8 << 20;
-	CHECK(cache_create(&config, &callbacks, NULL, &cache, &error) == 0);
-	CHECK(cache_start(cache) == 0);
-	if (disk.durable == NULL)
-		disk_file_init(&disk, true, false);
-	memset(content, 1, sizeof(content));
-	CHECK(pwrite(disk.memfd, content, (size_t)bytes, 0) == bytes);
-	CHECK(cache_file_create(cache, NULL, &file) == 0);
-	sim_doing("the scenario", 600 * SIM_S);
-}
-
-static void begin(off_t bytes)
-{
-	begin_with(bytes, (struct cache_config){.capacity_bytes = 4 * CHUNK});
-}
-
-static void end(void)
-{
-	struct cache_sync sync = {.cache = cache};
-
-	CACHE_WAIT(cache_sync_all, &sync);
-	cache_file_destroy(file);
-	cache_destroy(cache);
-}
-
-/* ---- requests that are under way ---- */
-
-struct pending {
-	bool is_done;
-	int status;
-};
-
-static void note_done(struct cache_op *op, int status)
-{
-	struct pending *pending = op->waiter;
-
-	pending->is_done = true;
-	pending->status = status;
-	sim_wake(pending);
-}
-
-static int await(struct pending *pending)
-{
-	while (!pending->is_done)
-		sim_block(pending);
-	return pending->status;
-}
-
-static void start_op(struct cache_op *op, struct pending *pending)
-{
-	*pending = (struct pending){0};
-	op->done = note_done;
-	op->waiter = pending;
-}
-
-#define START(start, request, pending_) (start_op(&(request)->op, (pending_)), start(request))
-
-static struct cache_lease lease_of(uint64_t first, size_t n, enum cache_lease_mode mode)
-{
-	return (struct cache_lease){.file = file, .first_chunk = first, .n_chunks = n, .mode = mode};
-}
-
-static void acquire(struct cache_lease *lease)
-{
-	CHECK(CACHE_WAIT(cache_acquire, lease) == 0);
-}
-
-static void release(struct cache_lease *lease)
-{
-	CHECK(CACHE_WAIT(cache_release, lease) == 0);
-}
-
-static void make_resident(uint64_t chunk)
-{
-	struct cache_lease lease = lease_of(chunk, 1, CACHE_LEASE_SHARED);
-
-	acquire(&lease);
-	release(&lease);
-}
-
-static uint8_t *memory_of(struct cache_lease *lease, size_t chunk)
-{
-	uint64_t generation;
-
-	return device_memory(cache_lease_chunk(lease, chunk, &generation));
-}
-
-static uint8_t load(off_t off)
-{
-	struct cache_io io = {.file = file, .off = off, .len = 1};
-	uint8_t byte;
-
-	CHECK(CACHE_WAIT(cache_read, &io) == 0);
-	CHECK(io.done_bytes == 1);
-	byte = *(uint8_t *)io.data;
-	cache_read_free(&io);
-	return byte;
-}
-
-static uint8_t on_disk(off_t off)
-{
-	uint8_t byte = 0xFF;
-
-	CHECK(pread(disk.memfd, &byte, 1, off) == 1);
-	return byte;
-}
-
-static void sync_file(void)
-{
-	struct cache_sync sync = {.file = file};
-
-	CHECK(CACHE_WAIT(cache_sync, &sync) == 0);
-}
-
-/* A change of the file that takes ten milliseconds. */
-static int apply_slowly(struct cache_mutation *mutation)
-{
-	(void)mutation;
-	sim_sleep(10 * SIM_MS);
-	return 0;
-}
-
-static int apply_at_once(struct cache_mutation *mutation)
-{
-	(void)mutation;
-	return 0;
-}
 
 /* ---- mutations ---- */
 
@@ -380,26 +183,60 @@ static void a_read_while_a_write_moves_the_end_shows_nothing_of_what_was_behind(
 	end();
 }
 
-static void room_is_made_while_chunks_behind_the_end_are_zeroed(void)
+/* Somebody opens the file, which is longer already than it was when he looked last. */
+static void an_open_while_a_write_moves_the_end_shows_nothing_of_what_was_behind(void)
 {
-	struct cache_lease all, other;
-	struct cache_io write;
-	struct pending writing, acquiring;
+	static char bytes[PAGE];
+	struct cache_lease lease;
+	struct cache_io write, read;
+	struct pending writing;
 
-	begin(PAGE);
-	all = lease_of(0, 4, CACHE_LEASE_EXCLUSIVE); /* as many as there are */
-	other = lease_of(5, 4, CACHE_LEASE_SHARED);
-	write = (struct cache_io){.file = file, .off = 4 * CHUNK, .len = 1, .data = "\7"};
-	acquire(&all);
-	release(&all);
+	begin(11);
+	lease = lease_of(0, 1, CACHE_LEASE_EXCLUSIVE);
+	write = (struct cache_io){.file = file, .off = 2 * PAGE, .len = sizeof(bytes), .data = bytes};
+	acquire(&lease);
+	memory_of(&lease, 0)[100] = 9;
+	release(&lease);
 	device_latency_ns = 20 * SIM_MS;
 	START(cache_write, &write, &writing);
 	sim_sleep(5 * SIM_MS);
 	device_latency_ns = SIM_MS;
+	cache_file_backing_changed(file);
+	read = (struct cache_io){.file = file, .off = 0, .len = PAGE};
+	CHECK(CACHE_WAIT(cache_read, &read) == 0);
+	CHECK(read.done_bytes <= 100 || ((uint8_t *)read.data)[100] == 0);
+	cache_read_free(&read);
+	CHECK(!writing.is_done);
+	CHECK(await(&writing) == 0);
+	end();
+}
+
+/* Whatever could leave is DIRTY, behind the end of file and being zeroed: its snapshot is nothing and cleans nothing, and the next
+ * may start at once. The engine must look at what the device has done in between. */
+static void room_is_made_while_chunks_behind_the_end_are_zeroed(void)
+{
+	struct cache_lease first, behind, other;
+	struct cache_io write;
+	struct pending writing, acquiring;
+
+	begin(PAGE);
+	first = lease_of(0, 1, CACHE_LEASE_SHARED); /* stays, so that all others are behind the end */
+	behind = lease_of(1, 3, CACHE_LEASE_EXCLUSIVE);
+	other = lease_of(5, 3, CACHE_LEASE_SHARED);
+	write = (struct cache_io){.file = file, .off = 4 * CHUNK, .len = 1, .data = "\7"};
+	acquire(&first);
+	acquire(&behind);
+	release(&behind);
+	device_latency_ns = 20 * SIM_MS;
+	START(cache_write, &write, &writing);
+	sim_sleep(5 * SIM_MS);
+	device_latency_ns = SIM_MS;
+	sim_be_punctual(false); /* or time would stand still while the engine is busy */
 	START(cache_acquire, &other, &acquiring);
 	CHECK(await(&writing) == 0);
 	CHECK(await(&acquiring) == 0);
 	release(&other);
+	release(&first);
 	end();
 }
 
@@ -617,6 +454,7 @@ static const struct scenario {
 	SCENARIO(a_write_past_the_end_does_not_put_its_bytes_into_a_gap_whose_chunk_left),
 	SCENARIO(a_write_past_the_end_zeros_every_chunk_between),
 	SCENARIO(a_read_while_a_write_moves_the_end_shows_nothing_of_what_was_behind),
+	SCENARIO(an_open_while_a_write_moves_the_end_shows_nothing_of_what_was_behind),
 	SCENARIO(room_is_made_while_chunks_behind_the_end_are_zeroed),
 	SCENARIO(evicting_a_dirty_chunk_behind_the_end_of_file_ends),
 	SCENARIO(memory_that_a_revoked_lease_could_not_be_relieved_of_is_freed_once),
@@ -628,6 +466,11 @@ static const struct scenario {
 	SCENARIO(every_request_that_is_refused_direct_io_is_made_again),
 	SCENARIO(an_interrupted_fsync_is_no_error),
 	SCENARIO(the_engine_sleeps_when_no_read_is_held_any_more),
+	SCENARIO(pages_read_again_before_the_write_of_them_came_are_removed_again),
+	SCENARIO(bytes_lost_with_the_device_are_told_to_each_descriptor_once),
+	SCENARIO(a_write_that_a_lost_copy_did_not_get_goes_to_the_backing),
+	SCENARIO(clean_bytes_lost_with_the_device_are_read_from_the_backing),
+	SCENARIO(what_a_lease_stores_to_lost_memory_is_told_when_it_is_over),
 };
 
 static void give_up(int signal)

@@ -291,9 +291,9 @@ void sim_init(uint64_t seed)
 	random_state = mixed(seed + 1);
 }
 
-void sim_be_punctual(void)
+void sim_be_punctual(bool is)
 {
-	is_punctual = true;
+	is_punctual = is;
 }
 
 /* ---- what the cache calls (--wrap) ---- */

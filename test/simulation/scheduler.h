@@ -22,8 +22,8 @@
 
 /* Forgets everything of the run before. The caller becomes the first thread. */
 void sim_init(uint64_t seed);
-/* From now on what is to happen at a time happens then, and not by chance while others could go on still. */
-void sim_be_punctual(void);
+/* Whether from now on what is to happen at a time happens then, and not by chance while others could go on still. */
+void sim_be_punctual(bool is);
 uint64_t sim_random(uint64_t below); /* 0 .. below-1 */
 bool sim_chance(unsigned one_in);    /* never, if one_in is 0 */
 /* A number from the seed and two others, whatever was drawn before: what an actor does does not depend on others. */

@@ -383,6 +383,18 @@ START_TEST(lost_memory_is_dropped_when_nothing_uses_it)
 }
 END_TEST
 
+START_TEST(memory_lost_while_it_is_filled_is_looked_at_again)
+{
+	struct coherence c = make(CHUNK_HOST);
+
+	ck_assert_int_eq(give(&c, EVENT_LOST), DO_NOTHING);
+	ck_assert_int_eq(give(&c, EVENT_WANT_RESIDENT), DO_FILL);
+	ck_assert_int_eq(give(&c, EVENT_LOST), DO_WAIT);
+	give(&c, EVENT_FILLED); /* all of it had come before it was lost */
+	ck_assert_int_eq(give(&c, EVENT_LOST), DO_DROP);
+}
+END_TEST
+
 START_TEST(writes_that_the_device_never_got_are_not_lost_with_it)
 {
 	struct coherence c = make(CHUNK_CLEAN);
@@ -629,6 +641,7 @@ int main(void)
 	tcase_add_test(tcase, a_chunk_stored_to_since_its_frozen_snapshot_is_not_dropped);
 	tcase_add_test(tcase, a_freeze_waits_for_what_is_under_way_but_for_no_invalidation);
 	tcase_add_test(tcase, lost_memory_is_dropped_when_nothing_uses_it);
+	tcase_add_test(tcase, memory_lost_while_it_is_filled_is_looked_at_again);
 	tcase_add_test(tcase, writes_that_the_device_never_got_are_not_lost_with_it);
 	tcase_add_test(tcase, a_lost_write_waits_for_no_client_and_no_invalidation);
 	tcase_add_test(tcase, every_reachable_state_keeps_the_invariants_under_every_event);
