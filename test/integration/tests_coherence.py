@@ -43,6 +43,27 @@ def mapping_made_during_a_lease_waits_and_sees_its_stores():
         m.umount()
 
 
+def write_whose_pages_are_invalidated_before_it_is_sent_is_seen():
+    """write(2) has filled its first page and waits for its second one's source, which a lease of another file keeps from it."""
+    with mounted(read_timeout="0") as m:
+        data = data_of(2 * CHUNK)
+        fd, other = os.open(m.put("f", data), os.O_RDWR), os.open(m.put("other", data), os.O_RDWR)
+        r = Region(other, 0, CHUNK).begin(EXCLUSIVE)
+        code = "import mmap,os,sys\np=mmap.mmap(os.open(sys.argv[2],os.O_RDONLY),0,prot=mmap.PROT_READ)\n" \
+               "os.writev(os.open(sys.argv[1],os.O_RDWR),[b'w'*4096,memoryview(p)[:4096]])\n"
+        writer = subprocess.Popen([sys.executable, "-c", code, m.path("f"), m.path("other")])
+        wait_until(lambda: m.status()["counters"]["held_reads"] == 1, "the writer waits for its source")
+        with leased(fd, SHARED):
+            pass
+        assert os.pread(fd, 4096, 0) == data[:4096]  # the page was dropped, and its WRITE is still to come
+        r.end()
+        assert writer.wait() == 0
+        wait_until(lambda: os.pread(fd, 8192, 0) == b"w" * 4096 + data[:4096], "the kernel's old page is gone")
+        r.close(), os.close(fd), os.close(other)
+        m.umount()
+        assert m.backing("f") == b"w" * 4096 + data[:4096] + data[8192:]
+
+
 def mapping_made_after_residence_sees_the_device():
     with mounted() as m:
         fd = os.open(m.put("f", data_of(2 * CHUNK)), os.O_RDWR)
