@@ -72,7 +72,7 @@ static void tolerate(const struct actor *actor, int err, const char *what)
 {
 	if (err == -EIO && device_had_lost_since(actor->began))
 		return;
-	if (err == -ENODEV && device_had_lost_since(0)) /* ever: who joins others that wait for a chunk hears of their fill's error */
+	if (err == -ENODEV && (device_had_lost_since(0) || device_is_dead)) /* ever: who joins others that wait for a chunk hears of their fill's error */
 		return;
 	if (err == -ENOMEM && device_memory_chunks > 0)
 		return; /* not a single chunk could be had, or fewer than wanted */
