@@ -443,7 +443,8 @@ static void check_losses(void)
 				descriptor_check(&files[f], &actors[i].descriptors[f]);
 		}
 	}
-	sim_sleep(SIM_S);
+	for (unsigned i = 0; i < 20; i++) /* once would not do: who is awake need not be let run before the next event */
+		sim_sleep(100 * SIM_MS);
 	if (device_had_lost_since(sim_tick()))
 		sim_fail("lost memory is kept though nobody uses it");
 }
