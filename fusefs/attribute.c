@@ -90,11 +90,11 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 
 /* ---- setattr ---- */
 
-static int set_mode(int fd, mode_t mode)
+static int set_mode(const struct fusefs *fs, int fd, mode_t mode)
 {
-	struct proc_path path = proc_path_of(fd);
+	struct proc_name name = proc_name_of(fd);
 
-	return fchmodat(AT_FDCWD, path.text, mode, 0) < 0 ? -errno : 0;
+	return fchmodat(fs->proc_fd, name.text, mode, 0) < 0 ? -errno : 0;
 }
 
 static int set_owner(int fd, const struct stat *attr, int to_set)
@@ -115,14 +115,14 @@ static int set_owner_and_mode(fuse_req_t req, struct inode *inode, const struct 
 	if (err == 0 && (to_set & FUSE_SET_ATTR_KILL_SUID))
 		err = drop_set_ids(at.fd, set_ids_to_drop(req, at.fd));
 	if (err == 0 && (to_set & FUSE_SET_ATTR_MODE))
-		err = set_mode(at.fd, attr->st_mode); /* after the owner, which clears set-id bits */
+		err = set_mode(inode->fs, at.fd, attr->st_mode); /* after the owner, which clears set-id bits */
 	return err;
 }
 
 static int set_times(struct inode *inode, const struct stat *attr, int to_set)
 {
 	INODE_FD(at, inode);
-	struct proc_path path = proc_path_of(at.fd);
+	struct proc_name name = proc_name_of(at.fd);
 	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
 
 	if (at.fd < 0)
@@ -135,7 +135,7 @@ static int set_times(struct inode *inode, const struct stat *attr, int to_set)
 		times[1].tv_nsec = UTIME_NOW;
 	else if (to_set & FUSE_SET_ATTR_MTIME)
 		times[1] = attr->st_mtim;
-	return utimensat(AT_FDCWD, path.text, times, 0) < 0 ? -errno : 0;
+	return utimensat(inode->fs->proc_fd, name.text, times, 0) < 0 ? -errno : 0;
 }
 
 struct setattr {

@@ -31,6 +31,14 @@ struct proc_path proc_path_of(int fd)
 	return path;
 }
 
+struct proc_name proc_name_of(int fd)
+{
+	struct proc_name name;
+
+	snprintf(name.text, sizeof(name.text), "%d", fd);
+	return name;
+}
+
 /* ---- handles ---- */
 
 /* NULL: errno. */
@@ -346,13 +354,13 @@ int inode_stat(struct inode *inode, struct stat *st)
 int inode_reopen(struct inode *inode, int flags)
 {
 	INODE_FD(at, inode);
-	struct proc_path path = proc_path_of(at.fd);
+	struct proc_name name = proc_name_of(at.fd);
 	int fd;
 
 	if (at.fd < 0)
 		return at.fd;
 	do
-		fd = open(path.text, (flags & ~(O_NOFOLLOW | O_CREAT | O_EXCL | O_TRUNC)) | O_CLOEXEC);
+		fd = openat(inode->fs->proc_fd, name.text, (flags & ~(O_NOFOLLOW | O_CREAT | O_EXCL | O_TRUNC)) | O_CLOEXEC);
 	while (fd < 0 && descriptors_freed(inode->fs));
 	return fd < 0 ? -errno : fd;
 }

@@ -158,13 +158,32 @@ static void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 	read_directory(req, ino, size, off, fi, true);
 }
 
+struct directory_sync {
+	fuse_req_t req;
+	int fd;
+	bool is_datasync;
+};
+
+static void sync_now(void *argument)
+{
+	struct directory_sync *sync = argument;
+	int result = sync->is_datasync ? fdatasync(sync->fd) : fsync(sync->fd);
+
+	fuse_reply_err(sync->req, result < 0 ? errno : 0);
+	free(sync);
+}
+
 static void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int is_datasync, struct fuse_file_info *fi)
 {
-	int fd = dirfd(directory_of(fi)->stream);
-	int result = is_datasync ? fdatasync(fd) : fsync(fd);
+	struct directory_sync *sync = malloc(sizeof(*sync));
 
 	(void)ino;
-	fuse_reply_err(req, result < 0 ? errno : 0);
+	if (sync == NULL) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	*sync = (struct directory_sync){req, directory_fd(fi), is_datasync != 0};
+	repliers_give(fs_of(req)->repliers, sync_now, sync); /* who takes requests must not wait for a disk */
 }
 
 void directory_operations(struct fuse_lowlevel_ops *ops)

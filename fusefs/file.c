@@ -2,7 +2,6 @@
 #include "fusefs/fusefs.h"
 
 #include "fusefs/control.h"
-#include "fusefs/loop.h"
 #include "fusefs/passed_ioctl.h"
 #include "fusefs/passthrough.h"
 
@@ -190,7 +189,7 @@ static void start_prefetch(struct inode *inode)
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct inode *inode = inode_of(req, ino);
-	enum fusefs_policy policy = inode_policy(inode);
+	enum fusefs_policy policy;
 	struct handle *handle;
 	int fd, err;
 
@@ -208,6 +207,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, ENOMEM);
 		return;
 	}
+	policy = policy_of_descriptor(inode->fs, fd);
 	err = handle_open(handle, fi, policy);
 	if (err < 0) {
 		handle_destroy(handle);
@@ -224,7 +224,7 @@ static void reply_created(fuse_req_t req, struct inode *inode, int fd, struct fu
 			  const struct fuse_entry_param *entry)
 {
 	struct handle *handle = handle_create(inode, fd, fi->flags);
-	int err = handle == NULL ? -ENOMEM : handle_open(handle, fi, inode_policy(inode));
+	int err = handle == NULL ? -ENOMEM : handle_open(handle, fi, policy_of_descriptor(inode->fs, fd));
 
 	if (err < 0) {
 		if (handle != NULL)
@@ -241,20 +241,35 @@ static void reply_created(fuse_req_t req, struct inode *inode, int fd, struct fu
 	}
 }
 
-static int entry_of_descriptor(struct fusefs *fs, int fd, struct fuse_entry_param *entry)
+/* What the name means, if it is still the file of the descriptor, which keeps the number. -1: it is not, or is not to be had. */
+static int open_path_by_name(int parent_fd, const char *name, const struct stat *wanted)
 {
-	struct proc_path path = proc_path_of(fd);
+	struct stat st;
+	int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd < 0 || (fstat(fd, &st) == 0 && st.st_ino == wanted->st_ino && st.st_dev == wanted->st_dev))
+		return fd;
+	close(fd);
+	return -1;
+}
+
+/* The way through /proc takes twice as long as the one by the name. */
+static int entry_of_descriptor(struct inode *parent, int parent_fd, const char *name, int fd, struct fuse_entry_param *entry)
+{
+	struct fusefs *fs = parent->fs;
+	struct proc_name proc_name = proc_name_of(fd);
 	struct inode *inode;
 	int path_fd;
 
 	*entry = (struct fuse_entry_param){0};
 	if (fstat(fd, &entry->attr) < 0)
 		return -errno;
-	do
-		path_fd = open(path.text, O_PATH | O_CLOEXEC);
-	while (path_fd < 0 && descriptors_freed(fs));
-	if (path_fd < 0)
-		return -errno;
+	path_fd = open_path_by_name(parent_fd, name, &entry->attr);
+	while (path_fd < 0) {
+		path_fd = openat(fs->proc_fd, proc_name.text, O_PATH | O_CLOEXEC);
+		if (path_fd < 0 && !descriptors_freed(fs))
+			return -errno;
+	}
 	inode = inode_look_up(fs, path_fd, &entry->attr);
 	if (inode == NULL)
 		return -ENOMEM;
@@ -262,7 +277,7 @@ static int entry_of_descriptor(struct fusefs *fs, int fd, struct fuse_entry_para
 	return 0;
 }
 
-/* By the descriptor, not by the name: that may be another file's by now. */
+/* By the descriptor, not by the name alone: that may be another file's by now. */
 static void create_at(fuse_req_t req, struct inode *parent, const char *name, mode_t mode, int flags,
 		      struct fuse_file_info *fi)
 {
@@ -280,7 +295,7 @@ static void create_at(fuse_req_t req, struct inode *parent, const char *name, mo
 	if (err == 0 && (fi->flags & O_TRUNC) && fstat(fd, &st) == 0 && st.st_size > 0)
 		err = -ESTALE; /* see op_create */
 	if (err == 0)
-		err = entry_of_descriptor(fs_of(req), fd, &entry);
+		err = entry_of_descriptor(at.inode, at.fd, name, fd, &entry);
 	if (err < 0) {
 		if (fd >= 0)
 			close(fd);
@@ -435,8 +450,8 @@ static void start_sync(fuse_req_t req, struct fuse_file_info *fi, bool is_flush,
 	*sync = (struct file_sync){.req = req, .handle = handle_of(fi), .is_flush = is_flush, .is_datasync = is_datasync};
 	if (is_flush && !sync->handle->is_writer)
 		device_is_flushed(sync, 0);
-	else if (!is_flush && loop_current() != NULL && !cache_file_is_active(inode_cache_file(sync->handle->inode)))
-		repliers_give(sync->handle->inode->fs->repliers, sync_of_inactive, sync); /* a queue's thread must not wait for a disk */
+	else if (!is_flush && !cache_file_is_active(inode_cache_file(sync->handle->inode)))
+		repliers_give(sync->handle->inode->fs->repliers, sync_of_inactive, sync); /* who takes requests must not wait for a disk */
 	else
 		flush_device(sync->handle->inode, device_is_flushed, sync);
 }

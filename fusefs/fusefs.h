@@ -107,6 +107,7 @@ struct fusefs {
 	struct uring *uring; /* NULL: all requests do */
 	atomic_uint n_transfers; /* under way with the backing; atomic: only a hint */
 	struct inode root;
+	int proc_fd; /* /proc/self/fd; O_PATH */
 	uid_t owner;
 	bool is_root; /* the daemon may act for other users */
 	struct coherent *coherent; /* NULL: without */
@@ -177,6 +178,8 @@ static inline pthread_cond_t *inode_fd_given(struct inode *inode)
 void inodes_wait(struct fusefs *fs);
 void inodes_destroy(struct fusefs *fs);
 enum fusefs_policy inode_policy(struct inode *inode);
+/* The same of a file that is open. */
+enum fusefs_policy policy_of_descriptor(const struct fusefs *fs, int fd);
 void inode_idle(void *fs, void *owner); /* cache_callbacks.file_idle */
 
 /* descriptor.c */
@@ -189,10 +192,15 @@ struct inode_fd {
 struct inode_fd inode_fd_take(struct inode *inode);
 void inode_fd_give(struct inode_fd *fd);
 #define INODE_FD(name, of) __attribute__((cleanup(inode_fd_give))) struct inode_fd name = inode_fd_take(of)
+/* What follows to the file of a descriptor: a path, and, a third faster where the call takes a directory, a name below fs->proc_fd. */
 struct proc_path {
 	char text[40];
 };
 struct proc_path proc_path_of(int fd);
+struct proc_name {
+	char text[12];
+};
+struct proc_name proc_name_of(int fd);
 int inode_stat(struct inode *inode, struct stat *st); /* 0 or negative errno */
 /* descriptor or negative errno */
 int inode_reopen(struct inode *inode, int flags);

@@ -274,6 +274,7 @@ int inode_table_init(struct fusefs *fs)
 		pthread_mutex_init(&fs->locks[i], NULL);
 		pthread_cond_init(&fs->fd_given[i], NULL);
 	}
+	fs->proc_fd = -1;
 	fs->root = (struct inode){.fs = fs, .type = S_IFDIR, .lookups = 1};
 	fs->root.fd = open(fs->options->source, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fs->root.fd < 0 || fstat(fs->root.fd, &st) < 0)
@@ -497,20 +498,33 @@ void inode_close_file(struct inode *inode)
 		cache_file_destroy(unused);
 }
 
-enum fusefs_policy inode_policy(struct inode *inode)
-{
-	INODE_FD(at, inode);
-	struct proc_path path = proc_path_of(at.fd);
-	char value[16];
-	ssize_t n = getxattr(path.text, "user.hmmfs.migrate", value, sizeof(value));
+static const char policy_name[] = "user.hmmfs.migrate";
 
+static enum fusefs_policy policy_named(const struct fusefs *fs, const char *value, ssize_t n)
+{
 	if (n == 4 && memcmp(value, "auto", 4) == 0)
 		return POLICY_AUTO;
 	if (n == 5 && memcmp(value, "never", 5) == 0)
 		return POLICY_NEVER;
 	if (n == 6 && memcmp(value, "always", 6) == 0)
 		return POLICY_ALWAYS;
-	return inode->fs->options->policy;
+	return fs->options->policy;
+}
+
+enum fusefs_policy inode_policy(struct inode *inode)
+{
+	INODE_FD(at, inode);
+	struct proc_path path = proc_path_of(at.fd);
+	char value[16];
+
+	return policy_named(inode->fs, value, getxattr(path.text, policy_name, value, sizeof(value)));
+}
+
+enum fusefs_policy policy_of_descriptor(const struct fusefs *fs, int fd)
+{
+	char value[16];
+
+	return policy_named(fs, value, fgetxattr(fd, policy_name, value, sizeof(value)));
 }
 
 void inodes_destroy(struct fusefs *fs)
@@ -529,6 +543,8 @@ void inodes_destroy(struct fusefs *fs)
 		coherent_unwatch(fs->coherent, &fs->root);
 	if (fs->root.fd >= 0)
 		close(fs->root.fd);
+	if (fs->proc_fd >= 0)
+		close(fs->proc_fd);
 	free(fs->root.handle);
 	volumes_destroy(fs);
 }

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <utlist.h>
 
-enum { REPLIER_THREADS = 2 };
+enum { REPLIER_THREADS = 4 };
 
 struct reply_job {
 	struct reply_job *prev, *next;
