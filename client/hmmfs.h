@@ -150,6 +150,7 @@ int hmmfs_sync(struct hmmfs_session *session);
 struct hmmfs_status {
 	uint64_t chunk_bytes, capacity_bytes, resident_bytes, dirty_bytes, leases;
 	uint64_t passthrough_opens; /* open files that the kernel passes to the backing by itself */
+	uint64_t inodes, inode_descriptors; /* files that the kernel knows, and how many of them have a descriptor of the daemon's */
 	/* counters since the mount */
 	uint64_t fills, fill_bytes, writebacks, writeback_bytes, writeback_errors, migrations_back, evictions, invalidations,
 		held_reads, device_read_bytes, device_write_bytes, hits, misses, revocations, lost_chunks;

@@ -121,7 +121,7 @@ struct wire_status {
 	uint64_t chunk_bytes, capacity_bytes, resident_bytes, dirty_bytes, leases;
 	uint64_t fills, fill_bytes, writebacks, writeback_bytes, writeback_errors, migrations_back, evictions, invalidations,
 		held_reads, device_read_bytes, device_write_bytes, hits, misses, revocations, lost_chunks;
-	uint64_t passthrough_opens;
+	uint64_t passthrough_opens, inodes, inode_descriptors;
 	char backend[16], transport[8];
 	char device_name[128];
 };

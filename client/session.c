@@ -280,7 +280,7 @@ int hmmfs_get_status(struct hmmfs_session *session, struct hmmfs_status *status)
 		.held_reads = s.held_reads, .device_read_bytes = s.device_read_bytes,
 		.device_write_bytes = s.device_write_bytes, .hits = s.hits, .misses = s.misses,
 		.revocations = s.revocations, .lost_chunks = s.lost_chunks,
-		.passthrough_opens = s.passthrough_opens};
+		.passthrough_opens = s.passthrough_opens, .inodes = s.inodes, .inode_descriptors = s.inode_descriptors};
 	copy_name(status->transport, s.transport, sizeof(s.transport));
 	copy_name(status->backend, s.backend, sizeof(s.backend));
 	copy_name(status->device_name, s.device_name, sizeof(s.device_name));

@@ -26,6 +26,10 @@
 #include <syslog.h>
 #include <unistd.h>
 
+/* Our own changes make events, too. Where there were no others they are left to gather for so long: to be woken for each would cost
+ * as much as the change. */
+enum { OWN_EVENTS_US = 1000 };
+
 static const uint64_t name_events = FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO;
 static const uint64_t file_events = FAN_MODIFY | FAN_ATTRIB;
 
@@ -205,7 +209,8 @@ static void overflowed(struct coherent *coherent)
 		 err < 0 ? "some changes are seen after ten minutes only" : "all names are looked up again");
 }
 
-static void handle_event(struct coherent *coherent, const struct fanotify_event_metadata *event)
+/* Whether it was somebody else's. */
+static bool handle_event(struct coherent *coherent, const struct fanotify_event_metadata *event)
 {
 	const struct fanotify_event_info_fid *fid = (const void *)((const char *)event + event->metadata_len);
 	const struct file_handle *handle = (const void *)fid->handle;
@@ -213,16 +218,19 @@ static void handle_event(struct coherent *coherent, const struct fanotify_event_
 
 	if (event->mask & FAN_Q_OVERFLOW) {
 		overflowed(coherent);
-		return;
+		return true;
 	}
-	if (event->pid == getpid() || event->event_len <= event->metadata_len ||
+	if (event->pid == getpid())
+		return false;
+	if (event->event_len <= event->metadata_len ||
 	    fid->hdr.info_type != FAN_EVENT_INFO_TYPE_DFID_NAME)
-		return;
+		return true;
 	directory = directory_of_event(coherent, fid);
 	if (directory == NULL)
-		return;
+		return true;
 	entry_changed(directory, (const char *)handle->f_handle + handle->handle_bytes, event->mask);
 	inode_unref(directory);
+	return true;
 }
 
 static void *coherent_main(void *argument)
@@ -234,6 +242,7 @@ static void *coherent_main(void *argument)
 	for (;;) {
 		struct pollfd fds[2] = {{coherent->events, POLLIN, 0}, {coherent->wake, POLLIN, 0}};
 		struct fanotify_event_metadata head;
+		bool are_ours = true;
 		ssize_t n;
 
 		if (poll(fds, 2, -1) < 0)
@@ -247,8 +256,10 @@ static void *coherent_main(void *argument)
 			if (head.event_len < sizeof(head) || head.event_len > (size_t)(n - at))
 				break;
 			memcpy(event, buffer + at, head.event_len);
-			handle_event(coherent, (const void *)event);
+			are_ours &= !handle_event(coherent, (const void *)event);
 		}
+		if (are_ours)
+			usleep(OWN_EVENTS_US);
 	}
 }
 

@@ -274,7 +274,8 @@ static int status(struct session *session, struct wire_reply *reply)
 		.held_reads = s.held_reads, .device_read_bytes = s.device_read_bytes,
 		.device_write_bytes = s.device_write_bytes, .hits = s.hits, .misses = s.misses,
 		.revocations = s.revocations, .lost_chunks = s.lost_chunks,
-		.passthrough_opens = passthrough_count(session->control->fs->passthrough)};
+		.passthrough_opens = passthrough_count(session->control->fs->passthrough),
+		.inodes = inodes_count(session->control->fs), .inode_descriptors = atomic_load(&session->control->fs->n_fds)};
 	strcpy(answer.transport, uring_is_serving(session->control->fs->uring) ? "uring" : "dev");
 	memcpy(answer.backend, s.device_backend, sizeof(answer.backend));
 	memcpy(answer.device_name, s.device_name, sizeof(answer.device_name));

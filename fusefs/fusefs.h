@@ -177,6 +177,7 @@ static inline pthread_cond_t *inode_fd_given(struct inode *inode)
 /* Waits until nobody holds a reference: prefetches and evictions of our own have ended. */
 void inodes_wait(struct fusefs *fs);
 void inodes_destroy(struct fusefs *fs);
+size_t inodes_count(struct fusefs *fs);
 enum fusefs_policy inode_policy(struct inode *inode);
 /* The same of a file that is open. */
 enum fusefs_policy policy_of_descriptor(const struct fusefs *fs, int fd);

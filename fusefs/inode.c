@@ -527,6 +527,16 @@ enum fusefs_policy policy_of_descriptor(const struct fusefs *fs, int fd)
 	return policy_named(fs, value, fgetxattr(fd, policy_name, value, sizeof(value)));
 }
 
+size_t inodes_count(struct fusefs *fs)
+{
+	size_t n;
+
+	pthread_mutex_lock(&fs->table_lock);
+	n = HASH_COUNT(fs->inodes);
+	pthread_mutex_unlock(&fs->table_lock);
+	return n;
+}
+
 void inodes_destroy(struct fusefs *fs)
 {
 	struct inode *inode, *next;

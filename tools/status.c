@@ -51,10 +51,11 @@ static void status_as_json(const struct hmmfs_status *s)
 #define SET(name) json_object_set_new(counters, #name, number(s->name));
 	COUNTERS(SET)
 #undef SET
-	print_json(json_pack("{s:{s:s,s:s},s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "device", "backend", s->backend, "name", s->device_name,
+	print_json(json_pack("{s:{s:s,s:s},s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "device", "backend", s->backend, "name", s->device_name,
 			     "transport", s->transport, "chunk_bytes", number(s->chunk_bytes), "capacity_bytes", number(s->capacity_bytes),
 			     "resident_bytes", number(s->resident_bytes), "dirty_bytes", number(s->dirty_bytes), "leases",
-			     number(s->leases), "passthrough_opens", number(s->passthrough_opens), "counters", counters));
+			     number(s->leases), "passthrough_opens", number(s->passthrough_opens), "inodes",
+			     number(s->inodes), "inode_descriptors", number(s->inode_descriptors), "counters", counters));
 }
 
 static void status_as_text(const struct hmmfs_status *s)
@@ -67,6 +68,8 @@ static void status_as_text(const struct hmmfs_status *s)
 	printf("dirty             %.1f MiB\n", (double)s->dirty_bytes / (1 << 20));
 	printf("leases            %llu\n", (unsigned long long)s->leases);
 	printf("passthrough_opens %llu\n", (unsigned long long)s->passthrough_opens);
+	printf("inodes            %llu\n", (unsigned long long)s->inodes);
+	printf("inode_descriptors %llu\n", (unsigned long long)s->inode_descriptors);
 #define SHOW(name) printf("%-18s%llu\n", #name, (unsigned long long)s->name);
 	COUNTERS(SHOW)
 #undef SHOW
