@@ -176,6 +176,7 @@ static void file_changed(struct inode *inode, uint64_t mask)
 	struct fuse_session *session = inode->fs->session;
 	struct cache_file *file = mask & FAN_MODIFY ? inode_ref_cache_file(inode) : NULL;
 
+	inode_may_have_capability(inode);
 	if (file != NULL) {
 		if (cache_file_is_active(file))
 			cache_file_backing_changed(file);

@@ -302,6 +302,8 @@ static void create_at(fuse_req_t req, struct inode *parent, const char *name, mo
 		fuse_reply_err(req, -err);
 		return;
 	}
+	if (flags & O_EXCL)
+		inode_has_no_capability(inode_of(req, entry.ino));
 	reply_created(req, inode_of(req, entry.ino), fd, fi, &entry);
 }
 

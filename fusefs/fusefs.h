@@ -60,6 +60,9 @@ struct inode {
 	/* Changes that we made to the backing's attributes other than through the cache, counted after each is made.
 	 * Atomic: only compared for equality, by an open that has looked at the attributes after it. */
 	atomic_uint own_changes;
+	/* CLOCK_MONOTONIC in seconds: until then it counts as having no security.capability; see xattr.c. Atomic: each value that it
+	 * ever had stands by itself. */
+	atomic_uint no_capability_until;
 	struct {
 		bool is_known, is_adopted; /* is_adopted: seen since, together with changes of our own */
 		unsigned own_changes;
@@ -264,6 +267,10 @@ static inline struct handle *handle_of(const struct fuse_file_info *fi)
 /* Writes back what of the file is on the device, then calls then(user, status) on a thread that may block; at once if
  * the file is inactive. */
 void flush_device(struct inode *inode, void (*then)(void *user, int status), void *user);
+
+/* xattr.c: the file was just seen to have no security.capability, or it may have one now. */
+void inode_has_no_capability(struct inode *inode);
+void inode_may_have_capability(struct inode *inode);
 
 /* credentials.c: creating calls are made as the caller, so that what is created is the caller's */
 struct credentials {

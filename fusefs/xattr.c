@@ -1,10 +1,11 @@
 /* xattr.c - extended attributes, passed through; user.hmmfs.migrate is checked on the way. */
-#include "fusefs/fusefs.h"
+#include "fusefs/coherent.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/xattr.h>
+#include <time.h>
 
 static const char policy_name[] = "user.hmmfs.migrate";
 
@@ -36,6 +37,47 @@ static ssize_t default_policy(enum fusefs_policy policy, char *value, size_t siz
 	return (ssize_t)n;
 }
 
+/* The kernel asks for security.capability before the first write to a file and before each change of its owner or size. That a
+ * file has none is remembered for a second, as its attributes are; a new one has none. */
+static const char capability_name[] = "security.capability";
+
+static unsigned now_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return (unsigned)now.tv_sec;
+}
+
+void inode_has_no_capability(struct inode *inode)
+{
+	atomic_store(&inode->no_capability_until, now_s() + DEFAULT_TIMEOUT_MS / 1000);
+}
+
+void inode_may_have_capability(struct inode *inode)
+{
+	atomic_store(&inode->no_capability_until, 0);
+}
+
+/* Whoever sets one counts that, and takes back what was remembered, afterwards: so one of the two of us does. */
+static ssize_t get_capability(struct inode *inode, const char *path, char *value, size_t size)
+{
+	unsigned own_changes = atomic_load(&inode->own_changes);
+	ssize_t n;
+
+	if (now_s() < atomic_load(&inode->no_capability_until)) {
+		errno = ENODATA;
+		return -1;
+	}
+	n = getxattr(path, capability_name, value, size);
+	if (n < 0 && errno == ENODATA) {
+		inode_has_no_capability(inode);
+		if (atomic_load(&inode->own_changes) != own_changes)
+			inode_may_have_capability(inode);
+	}
+	return n;
+}
+
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
 	struct inode *inode = inode_of(req, ino);
@@ -48,7 +90,7 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
 		fuse_reply_err(req, at.fd < 0 ? -at.fd : ENOMEM);
 		return;
 	}
-	n = getxattr(path.text, name, value, size);
+	n = strcmp(name, capability_name) == 0 ? get_capability(inode, path.text, value, size) : getxattr(path.text, name, value, size);
 	if (n < 0 && errno == ENODATA && S_ISREG(inode->type) && strcmp(name, policy_name) == 0)
 		n = default_policy(inode->fs->options->policy, value, size);
 	reply_bytes(req, value, n, size);
@@ -141,6 +183,7 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 		return;
 	}
 	inode_own_change(inode);
+	inode_may_have_capability(inode);
 	if (sets_policy && inode_policy(inode) == POLICY_NEVER)
 		start_eviction(inode);
 	fuse_reply_err(req, 0);

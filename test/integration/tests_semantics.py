@@ -2,7 +2,7 @@
 
 Most tests make the same calls in a twin directory of the backing and through the mount, and compare what came of them."""
 import ctypes, errno, fcntl, os, shutil, stat, struct, subprocess, time
-from harness import CHUNK, HMMFS, command, data_of, mounted, raises
+from harness import CHUNK, HMMFS, command, data_of, mounted, raises, wait_until
 
 libc = ctypes.CDLL(None, use_errno=True)
 ALICE, BOB = (10001, 20001), (10002, 20002)  # users and their groups, who need not exist
@@ -121,6 +121,22 @@ def capabilities_of_a_file_go_with_a_change():
                 said.append((size, outcome(os.getxattr, p, "security.capability")))
         return said
     return each_is_as_on_the_backing(calls)
+
+
+def capability_that_was_not_there_is_seen_when_it_comes():
+    """The daemon remembers for a moment that a file has none: not beyond a change through the mount, and of others' not for long."""
+    value, name = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0), "security.capability"
+    with mounted() as m:
+        p = m.path("f")
+        os.close(os.open(p, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        for _ in range(2):
+            assert outcome(os.getxattr, p, name) == "ENODATA"
+            os.setxattr(p, name, value)
+            assert os.getxattr(p, name) == value
+            os.removexattr(p, name)
+        assert outcome(os.getxattr, p, name) == "ENODATA"
+        os.setxattr(os.path.join(m.source, "f"), name, value)
+        wait_until(lambda: outcome(os.getxattr, p, name) == value, "a capability that others set")
 
 
 def sticky_directories_protect_their_files():
