@@ -72,11 +72,12 @@ static bool is_dot(const char *name)
 }
 
 /* False: it is listed without attributes. It is gone, or "..", or others have changed what the kernel has pages of. */
-static bool look_up_entry(struct inode *parent, int fd, const char *name, struct fuse_entry_param *entry)
+static bool look_up_entry(struct inode *parent, int fd, const struct dirent *dirent, struct fuse_entry_param *entry)
 {
+	bool is_known = inode_number_is_known(parent->fs, parent->volume, dirent->d_ino);
 	struct inode *inode;
 
-	if (is_dot(name) || look_up(parent, fd, name, true, entry) < 0)
+	if (is_dot(dirent->d_name) || look_up(parent, fd, dirent->d_name, is_known, entry) < 0)
 		return false;
 	inode = (struct inode *)(uintptr_t)entry->ino; /* the root is nobody's entry */
 	if (!others_changed(inode, &entry->attr))
@@ -96,7 +97,7 @@ static size_t add_entry(fuse_req_t req, struct inode *parent, int fd, const stru
 
 	if (!is_plus)
 		return fuse_add_direntry(req, buffer, left, dirent->d_name, &plain.attr, dirent->d_off);
-	if (!look_up_entry(parent, fd, dirent->d_name, &entry))
+	if (!look_up_entry(parent, fd, dirent, &entry))
 		entry = plain;
 	taken = fuse_add_direntry_plus(req, buffer, left, dirent->d_name, &entry, dirent->d_off);
 	if (taken > left && entry.ino != 0)
@@ -183,7 +184,7 @@ static void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int is_datasync, struct 
 		return;
 	}
 	*sync = (struct directory_sync){req, directory_fd(fi), is_datasync != 0};
-	repliers_give(fs_of(req)->repliers, sync_now, sync); /* who takes requests must not wait for a disk */
+	repliers_give(fs_of(req)->disk_workers, sync_now, sync); /* who takes requests must not wait for a disk */
 }
 
 void directory_operations(struct fuse_lowlevel_ops *ops)

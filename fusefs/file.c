@@ -453,7 +453,7 @@ static void start_sync(fuse_req_t req, struct fuse_file_info *fi, bool is_flush,
 	if (is_flush && !sync->handle->is_writer)
 		device_is_flushed(sync, 0);
 	else if (!is_flush && !cache_file_is_active(inode_cache_file(sync->handle->inode)))
-		repliers_give(sync->handle->inode->fs->repliers, sync_of_inactive, sync); /* who takes requests must not wait for a disk */
+		repliers_give(sync->handle->inode->fs->disk_workers, sync_of_inactive, sync); /* who takes requests must not wait for a disk */
 	else
 		flush_device(sync->handle->inode, device_is_flushed, sync);
 }

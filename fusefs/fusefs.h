@@ -105,6 +105,7 @@ struct fusefs {
 	struct repliers *repliers;
 	struct passthrough *passthrough;
 	atomic_ullong n_handles; /* that there were so far */
+	struct repliers *disk_workers; /* for calls that wait for the backing's disk for long */
 	struct repliers *notifiers; /* the only threads outside of the cache that notify the kernel (R2) */
 	struct loop *loop;   /* the backing's I/O of requests that come over /dev/fuse */
 	struct uring *uring; /* NULL: all requests do */
@@ -142,6 +143,8 @@ struct inode *inode_look_up(struct fusefs *fs, int fd, const struct stat *st);
 /* The same for attributes that were just got by name: only if the inode is known, and its descriptor shows that the
  * number was not used again since n_made was read, before the attributes. NULL: not so. */
 struct inode *inode_look_up_known(struct fusefs *fs, const struct stat *st, uint64_t n_made);
+/* Whether there is one of that number at the moment. */
+bool inode_number_is_known(struct fusefs *fs, struct volume *volume, ino_t ino);
 /* The known inode of a name in a directory, with a reference; NULL if it is not known. */
 struct inode *inode_find(struct fusefs *fs, int parent_fd, const char *name);
 /* The inode that the kernel means, with a lookup; NULL: there is none. For numbers that come from file handles. */
@@ -295,8 +298,9 @@ void set_size(struct inode *inode, int fd, off_t size, void (*then)(void *user, 
 /* directory.c */
 int directory_fd(const struct fuse_file_info *fi);
 
-/* replier.c: threads that answer large READs, so that the engine does not copy them into the kernel */
-struct repliers *repliers_start(void);
+/* replier.c: threads that answer large READs, so that the engine does not copy them into the kernel, and other pools like that */
+enum { REPLIERS_MAX = 4 };
+struct repliers *repliers_start(const char *name, unsigned n_threads); /* NULL: not one thread */
 void repliers_stop(struct repliers *repliers);
 void repliers_give(struct repliers *repliers, void (*work)(void *argument), void *argument);
 

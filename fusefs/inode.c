@@ -230,6 +230,16 @@ struct inode *inode_look_up_known(struct fusefs *fs, const struct stat *st, uint
 	return inode;
 }
 
+bool inode_number_is_known(struct fusefs *fs, struct volume *volume, ino_t ino)
+{
+	bool is_known;
+
+	pthread_mutex_lock(&fs->table_lock);
+	is_known = find_locked(fs, volume, ino) != NULL;
+	pthread_mutex_unlock(&fs->table_lock);
+	return is_known;
+}
+
 struct inode *inode_find(struct fusefs *fs, int parent_fd, const char *name)
 {
 	struct volume *volume;

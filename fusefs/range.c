@@ -199,19 +199,36 @@ static void answer_copied(void *user, int status)
 	free(change);
 }
 
+static void copy_now(void *argument)
+{
+	struct request_change *change = argument;
+	struct inode *inode = change->change.inode;
+	struct stat st;
+	off_t first = change->change.off;
+
+	if (fstat(change->change.fd, &st) == 0 && st.st_size < first)
+		first = st.st_size;
+	change_start(&change->change, first, change->change.off + change->change.len - first, false);
+	inode_unref(inode);
+}
+
+enum { SPOT_COPY_MAX = 64 << 10 };
+
 static void source_is_flushed(void *user, int status)
 {
 	struct request_change *change = user;
+	struct fusefs *fs = change->change.inode->fs;
 	struct stat st;
-	off_t first = change->change.off;
 
 	if (status < 0) {
 		answer_copied(change, status);
 		return;
 	}
-	if (fstat(change->change.fd, &st) == 0 && st.st_size < first)
-		first = st.st_size;
-	change_start(&change->change, first, change->change.off + change->change.len - first, false);
+	inode_ref(change->change.inode); /* copy_now's */
+	if (change->change.len > SPOT_COPY_MAX && (fstat(change->change.from_fd, &st) < 0 || st.st_size > SPOT_COPY_MAX))
+		repliers_give(fs->disk_workers, copy_now, change); /* who takes requests must not wait for a disk */
+	else
+		copy_now(change);
 }
 
 static void op_copy_file_range(fuse_req_t req, fuse_ino_t from_ino, off_t from_off, struct fuse_file_info *from_fi,

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <utlist.h>
 
-enum { REPLIER_THREADS = 4 };
-
 struct reply_job {
 	struct reply_job *prev, *next;
 	void (*work)(void *argument);
@@ -19,7 +17,7 @@ struct repliers {
 	struct reply_job *jobs;  /* mutex */
 	bool is_stopping;        /* mutex */
 	unsigned n_threads;
-	pthread_t threads[REPLIER_THREADS];
+	pthread_t threads[REPLIERS_MAX];
 };
 
 static void *replier_main(void *argument)
@@ -43,7 +41,7 @@ static void *replier_main(void *argument)
 	}
 }
 
-struct repliers *repliers_start(void)
+struct repliers *repliers_start(const char *name, unsigned n_threads)
 {
 	struct repliers *repliers = calloc(1, sizeof(*repliers));
 	sigset_t all, before;
@@ -54,9 +52,9 @@ struct repliers *repliers_start(void)
 	pthread_cond_init(&repliers->has_work, NULL);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	while (repliers->n_threads < REPLIER_THREADS &&
+	while (repliers->n_threads < n_threads &&
 	       pthread_create(&repliers->threads[repliers->n_threads], NULL, replier_main, repliers) == 0)
-		pthread_setname_np(repliers->threads[repliers->n_threads++], "hmmfs-replier");
+		pthread_setname_np(repliers->threads[repliers->n_threads++], name);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (repliers->n_threads == 0) {
 		free(repliers);

@@ -488,15 +488,16 @@ int fusefs_serve(const struct fusefs_options *options, fusefs_tell tell, void *u
 		goto out_session;
 	}
 	fs.passthrough = passthrough_create(&fs);
-	fs.repliers = repliers_start();
-	fs.notifiers = repliers_start();
+	fs.repliers = repliers_start("hmmfs-replier", 2);
+	fs.disk_workers = repliers_start("hmmfs-disk", REPLIERS_MAX);
+	fs.notifiers = repliers_start("hmmfs-changes", 2);
 	err = start_loop(&fs);
 	if (err < 0) {
 		tell_error(tell, user, err, "io_uring: %s; see kernel.io_uring_disabled and RLIMIT_MEMLOCK", strerror(-err));
 		goto out_session;
 	}
 	fs.session = new_session(&fs);
-	if (fs.passthrough == NULL || fs.repliers == NULL || fs.notifiers == NULL || fs.session == NULL ||
+	if (fs.passthrough == NULL || fs.repliers == NULL || fs.disk_workers == NULL || fs.notifiers == NULL || fs.session == NULL ||
 	    (atomic_load(&fs.root.volume->mount_fd) < 0 && pruner_start(&fs) < 0)) {
 		err = tell_error(tell, user, -ENOMEM, "out of memory");
 		goto out_session;
@@ -538,6 +539,8 @@ out_session:
 	if (fs.notifiers != NULL)
 		repliers_stop(fs.notifiers);
 	inodes_wait(&fs);
+	if (fs.disk_workers != NULL)
+		repliers_stop(fs.disk_workers);
 	if (fs.repliers != NULL)
 		repliers_stop(fs.repliers); /* they may be giving buffers back to the cache, or be on their way out of an answer */
 	if (fs.session != NULL)

@@ -139,6 +139,15 @@ def capability_that_was_not_there_is_seen_when_it_comes():
         wait_until(lambda: outcome(os.getxattr, p, name) == value, "a capability that others set")
 
 
+def directories_can_be_synced():
+    def calls(d):
+        fd = os.open(d, os.O_RDONLY | os.O_DIRECTORY)
+        said = [outcome(os.fsync, fd), outcome(os.fdatasync, fd)]
+        os.close(fd)
+        return said
+    return each_is_as_on_the_backing(calls)
+
+
 def sticky_directories_protect_their_files():
     def calls(d):
         said = []
