@@ -195,6 +195,8 @@ static void entry_changed(struct inode *directory, const char *name, uint64_t ma
 		return;
 	}
 	expire_name(directory, name);
+	if (mask & name_events) /* attributes, and the listing that it keeps: expiring a name that it does not know may leave both */
+		fuse_lowlevel_notify_inval_inode(directory->fs->session, inode_number(directory), 0, 0);
 	child = at.fd < 0 ? NULL : inode_find(directory->fs, at.fd, name);
 	if (child == NULL)
 		return;

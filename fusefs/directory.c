@@ -1,5 +1,5 @@
 /* directory.c - reading directories. Offsets are the backing's, so that entries may come and go meanwhile. */
-#include "fusefs/fusefs.h"
+#include "fusefs/coherent.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -43,6 +43,9 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	}
 	pthread_mutex_init(&directory->lock, NULL);
 	fi->fh = (uintptr_t)directory;
+	/* The kernel may keep a listing while it is told of others' changes. Otherwise its names, which it trusts for no longer than
+	 * the listing, come cheaper with the listing. */
+	fi->cache_readdir = fi->keep_cache = atomic_load(&fs_of(req)->timeout_ms) == COHERENT_TIMEOUT_MS;
 	if (fuse_reply_open(req, fi) == -ENOENT) { /* interrupted: there will be no releasedir */
 		closedir(directory->stream);
 		free(directory);

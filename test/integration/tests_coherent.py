@@ -60,6 +60,16 @@ until(lambda: os.path.islink(at("here")), "a file replaced by a link")
 os.link(back("f"), back("d/second"))
 os.truncate(back("d/second"), 2)
 until(lambda: os.stat(at("f")).st_size == 2, "a change by another name")
+for turn in range(2):  # listings that the kernel keeps
+    before = set(os.listdir(at("d")))
+open(back("d/unseen"), "x").close()
+until(lambda: set(os.listdir(at("d"))) == before | {"unseen"}, "a name in a listing")
+os.unlink(back("d/unseen"))
+until(lambda: set(os.listdir(at("d"))) == before, "a name that is gone from a listing")
+open(at("d/own"), "x").close()
+assert set(os.listdir(at("d"))) == before | {"own"}
+os.unlink(at("d/own"))
+assert set(os.listdir(at("d"))) == before
 os.rename(back("d"), back("d2"))
 until(lambda: not os.path.lexists(at("d")) and os.path.exists(at("d2/e/f")), "a directory that was moved")
 """
