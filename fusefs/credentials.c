@@ -109,6 +109,11 @@ void allow_keeping_set_ids(bool is_allowed)
 	change_capabilities(is_allowed ? 1u << CAP_FSETID : 0, is_allowed ? 0 : 1u << CAP_FSETID);
 }
 
+void allow_seeing_trusted(bool is_allowed)
+{
+	change_capabilities(is_allowed ? 1u << CAP_SYS_ADMIN : 0, is_allowed ? 0 : 1u << CAP_SYS_ADMIN);
+}
+
 static bool is_in_group(fuse_req_t req, gid_t gid)
 {
 	gid_t *groups;

@@ -290,6 +290,7 @@ mode_t set_ids_to_drop(fuse_req_t req, int fd);
 int drop_set_ids(int fd, mode_t bits);
 bool may_keep_set_ids(fuse_req_t req);
 void allow_keeping_set_ids(bool is_allowed); /* the daemon's own writes by this thread */
+void allow_seeing_trusted(bool is_allowed); /* in listxattr(2), the thread */
 
 /* range.c: changes a file's size, through the cache if anything of it is on the device, then calls then(user, status)
  * on a thread that may block. fd: open for writing, or -1 (by path). */

@@ -250,6 +250,8 @@ def attributes_of_each_namespace():
         said += [outcome(set_, p, "user.x", b"", os.XATTR_REPLACE), outcome(set_, p, "user.x", b"1", os.XATTR_CREATE),
                  outcome(set_, p, "user.x", b"2", os.XATTR_CREATE), outcome(set_, p, "user.big", bytes(65536)), outcome(set_, p, "user.bigger", bytes(65537)),
                  outcome(set_, p, "user.\xff\n", b"any bytes"), sorted(os.listxattr(p)), os.getxattr(p, "user.x")]
+        os.setxattr(p, "trusted.left", b"root's"), os.setxattr(p, "security.left", b"all's")
+        said += [(user, as_user(user, lambda: sorted(os.listxattr(p))), as_user(user, os.getxattr, p, "trusted.left")) for user in ((0, 0), ALICE)]
         small = ctypes.create_string_buffer(1)
         said += [outcome(c, "getxattr", p, "user.\xff\n", small, 1), outcome(c, "listxattr", p, small, 1)]
         return said
