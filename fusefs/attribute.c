@@ -110,11 +110,24 @@ static int set_owner(int fd, const struct stat *attr, int to_set)
 	return fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 }
 
+/* The kernel tells of chown(2) of neither owner nor group, which takes set-id bits all the same, and of a write that will take
+ * them, in the same words. So what the backing refuses to a caller who is not the owner is no error: it may be the write. */
+static int set_nothing(fuse_req_t req, int fd)
+{
+	struct credentials credentials = credentials_take_groups(req, false);
+	int err = set_owner(fd, NULL, 0);
+
+	credentials_restore(&credentials);
+	return err == -EPERM ? 0 : err;
+}
+
 static int set_owner_and_mode(fuse_req_t req, struct inode *inode, const struct stat *attr, int to_set)
 {
 	INODE_FD(at, inode);
 	int err = at.fd < 0 ? at.fd : 0;
 
+	if (err == 0 && to_set == 0)
+		err = set_nothing(req, at.fd);
 	if (err == 0 && (to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)))
 		err = set_owner(at.fd, attr, to_set);
 	if (err == 0 && (to_set & FUSE_SET_ATTR_KILL_SUID))

@@ -70,7 +70,7 @@ struct credentials credentials_take(fuse_req_t req, mode_t *mode)
 	return (struct credentials){.is_changed = true};
 }
 
-struct credentials credentials_take_groups(fuse_req_t req)
+struct credentials credentials_take_groups(fuse_req_t req, bool is_allowed)
 {
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
 	gid_t *groups;
@@ -84,7 +84,7 @@ struct credentials credentials_take_groups(fuse_req_t req)
 	free(groups);
 	setfsgid(ctx->gid);
 	setfsuid(ctx->uid);
-	change_capabilities(changing, 0);
+	change_capabilities(is_allowed ? changing : changing & ~(1u << CAP_FOWNER), 0);
 	return (struct credentials){.is_changed = true, .has_groups = true};
 }
 

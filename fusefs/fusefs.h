@@ -281,8 +281,8 @@ struct credentials {
 };
 /* For a call that creates: with the caller's umask, which the backing applies where no default ACL takes its place. */
 struct credentials credentials_take(fuse_req_t req, mode_t *mode);
-/* For a call that depends on the caller's groups. */
-struct credentials credentials_take_groups(fuse_req_t req);
+/* For a call that depends on the caller's groups. is_allowed: the kernel has seen that the caller may do what only the owner may. */
+struct credentials credentials_take_groups(fuse_req_t req, bool is_allowed);
 void credentials_restore(struct credentials *credentials);
 /* The set-id bits that a change of the file by someone without CAP_FSETID takes from it, and taking them. fd: O_PATH will
  * do. 0 or negative errno. */

@@ -176,7 +176,7 @@ static int set_xattr(fuse_req_t req, int fd, const char *name, const char *value
 {
 	struct proc_path path = proc_path_of(fd);
 	bool is_acl = strcmp(name, "system.posix_acl_access") == 0;
-	struct credentials credentials = is_acl ? credentials_take_groups(req) : (struct credentials){0};
+	struct credentials credentials = is_acl ? credentials_take_groups(req, true) : (struct credentials){0};
 	int err = setxattr(path.text, name, value, size, flags) < 0 ? -errno : 0;
 
 	credentials_restore(&credentials);

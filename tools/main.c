@@ -78,7 +78,7 @@ int open_session(const char *path, int flags, int *fd, struct hmmfs_session **se
 {
 	int err;
 
-	*fd = open(path, flags | O_CLOEXEC);
+	*fd = open(path, flags | O_CLOEXEC | O_NONBLOCK); /* a fifo is told of as what it is, not waited for */
 	if (*fd < 0)
 		return misuse("%s: %s", path, strerror(errno));
 	err = hmmfs_open_fd(*fd, session);
