@@ -17,6 +17,7 @@ enum {
 	CAPACITY_MIN_CHUNKS = 4,
 	NOTIFIER_THREADS = 2,
 	WORKER_THREADS = 4,
+	TELLER_THREADS = 2,
 };
 #define CAPACITY_DEFAULT (UINT64_C(1) << 30)
 #define LOST_CHECK_NS UINT64_C(100000000)
@@ -246,10 +247,15 @@ int cache_start(struct cache *cache)
 	err = workers_start(&cache->notifiers, cache, NOTIFIER_THREADS, "hmmfs-notifier");
 	if (err < 0)
 		goto fail_workers;
-	err = engine_start(cache);
+	err = workers_start(&cache->tellers, cache, TELLER_THREADS, "hmmfs-teller");
 	if (err < 0)
 		goto fail_notifiers;
+	err = engine_start(cache);
+	if (err < 0)
+		goto fail_tellers;
 	return 0;
+fail_tellers:
+	workers_stop(&cache->tellers);
 fail_notifiers:
 	workers_stop(&cache->notifiers);
 fail_workers:
@@ -264,6 +270,7 @@ void cache_destroy(struct cache *cache)
 	bool was_started = cache->has_engine;
 
 	if (cache->has_engine) {
+		workers_stop(&cache->tellers); /* they wait for the others */
 		workers_stop(&cache->notifiers);
 		workers_stop(&cache->workers);
 		engine_stop(cache);

@@ -438,7 +438,7 @@ static void try_deactivate(struct cache_file *file)
 	backing_close(&cache->ring, &file->backing);
 	if (tells) {
 		file->idle_job = (struct job){.work = tell_idle};
-		workers_give(&cache->workers, &file->idle_job);
+		workers_give(&cache->tellers, &file->idle_job);
 	}
 }
 

@@ -140,6 +140,7 @@ struct cache {
 	struct ring ring;
 	struct workers notifiers; /* R2: the only threads that call callbacks->invalidate */
 	struct workers workers;
+	struct workers tellers; /* call callbacks->file_idle, whose owner may destroy a file and so wait for jobs of the workers */
 
 	pthread_t engine;
 	bool has_engine;

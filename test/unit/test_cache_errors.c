@@ -8,6 +8,7 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,10 +94,14 @@ static int open_backing(void *fs, void *owner, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
+static pthread_mutex_t owners = PTHREAD_MUTEX_INITIALIZER; /* taken by a test: owners that are told keep waiting */
+
 static void file_idle(void *fs, void *owner)
 {
 	(void)fs;
 	(void)owner;
+	pthread_mutex_lock(&owners);
+	pthread_mutex_unlock(&owners);
 }
 
 static void count_line(void *fs, int priority, const char *line)
@@ -415,6 +420,35 @@ START_TEST(a_lease_larger_than_the_capacity_is_refused)
 }
 END_TEST
 
+static int apply_nothing(struct cache_mutation *mutation)
+{
+	(void)mutation;
+	return 0;
+}
+
+START_TEST(owners_who_wait_when_told_that_a_file_is_idle_keep_no_other_file_waiting)
+{
+	/* Such as one that destroys the file, which another has made active again: that is a mutation, too. */
+	struct cache_file *others[16];
+	struct cache_mutation mutation = {.file = file, .off = 0, .len = INT64_MAX, .discards = true, .apply = apply_nothing};
+
+	make_resident();
+	pthread_mutex_lock(&owners);
+	for (int i = 0; i < 16; i++) {
+		struct cache_place place = {.off = 0, .len = INT64_MAX};
+
+		ck_assert_int_eq(cache_file_create(cache, NULL, &others[i]), 0);
+		place.file = others[i];
+		ck_assert_int_eq(CACHE_WAIT(cache_prefetch, &place), 0);
+		ck_assert_int_eq(CACHE_WAIT(cache_evict, &place), 0);
+	}
+	ck_assert_int_eq(CACHE_WAIT(cache_mutate, &mutation), 0);
+	pthread_mutex_unlock(&owners);
+	for (int i = 0; i < 16; i++)
+		cache_file_destroy(others[i]);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("cache errors");
@@ -436,6 +470,7 @@ int main(void)
 	tcase_add_test(tcase, a_write_past_the_end_leaves_zeros_between);
 	tcase_add_test(tcase, an_abandoned_exclusive_lease_leaves_other_memory);
 	tcase_add_test(tcase, a_lease_larger_than_the_capacity_is_refused);
+	tcase_add_test(tcase, owners_who_wait_when_told_that_a_file_is_idle_keep_no_other_file_waiting);
 	suite_add_tcase(suite, tcase);
 	runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
