@@ -17,21 +17,32 @@ def attributes(path):
     return said
 
 
+def read_bytes(path):
+    with open(path, "rb") as f:
+        return hashlib.sha1(f.read()).hexdigest()
+
+
+def may(call, path):
+    """What it returned, or that an ordinary user may not look."""
+    try:
+        return call(path)
+    except PermissionError:
+        return None
+
+
 def entries(top, everybodys=True):
     """path: attributes, with the bytes and all names of a file. No recursion: trees may be deep."""
     found, names_of, todo = {}, {}, [name for name in SHARED if everybodys or name != "everybodys"]
     while todo:
         name = todo.pop()
         path = os.path.join(top, name)
-        s = os.lstat(path)
-        found[name] = attributes(path)
-        if stat.S_ISDIR(s.st_mode):
-            todo += [f"{name}/{below}" for below in os.listdir(path)]
-        else:
+        s = may(os.lstat, path)
+        found[name] = s and may(attributes, path)
+        if found[name] and stat.S_ISDIR(s.st_mode):
+            todo += [f"{name}/{below}" for below in may(os.listdir, path) or []]
+        elif found[name]:
             names_of.setdefault(s.st_ino, []).append(name)
-        if stat.S_ISREG(s.st_mode):
-            with open(path, "rb") as f:
-                found[name]["bytes"] = hashlib.sha1(f.read()).hexdigest()
+            found[name]["bytes"] = stat.S_ISREG(s.st_mode) and may(read_bytes, path)
     for names in names_of.values():
         for name in names:
             found[name]["names"] = sorted(names)

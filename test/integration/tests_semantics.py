@@ -3,8 +3,10 @@
 Most tests make the same calls in a twin directory of the backing and through the mount, and compare what came of them."""
 import ctypes, errno, fcntl, os, shutil, stat, struct, subprocess, time
 from harness import CHUNK, HMMFS, command, data_of, mounted, raises, wait_until
+from user import mounted_by_an_ordinary_user
 
 libc = ctypes.CDLL(None, use_errno=True)
+ENTRIES = int(os.environ.get("HMMFS_TEST_ENTRIES", "20000"))  # of a large directory
 ALICE, BOB = (10001, 20001), (10002, 20002)  # users and their groups, who need not exist
 
 
@@ -452,30 +454,30 @@ def directory_is_read_once_through_while_entries_come_and_go():
     with mounted() as m:
         d = os.path.join(m.source, "d")
         os.mkdir(d)
-        for i in range(20000):
+        for i in range(ENTRIES):
             os.close(os.open(os.path.join(d, f"stays{i}"), os.O_CREAT | os.O_WRONLY))
-        for i in range(2000):
+        for i in range(ENTRIES // 10):
             os.close(os.open(os.path.join(d, f"goes{i}"), os.O_CREAT | os.O_WRONLY))
         seen, n = [], 0
         for entry in os.scandir(m.path("d")):
             seen.append(entry.name)
             n += 1
-            if n % 10 == 0 and n // 10 < 2000:
+            if n % 10 == 0 and n // 10 < ENTRIES // 10:
                 os.unlink(m.path(f"d/goes{n // 10}"))
                 os.close(os.open(m.path(f"d/comes{n}"), os.O_CREAT | os.O_WRONLY))
                 os.rename(m.path(f"d/comes{n}"), m.path(f"d/came{n}"))
         stays = [s for s in seen if s.startswith("stays")]
-        assert len(stays) == 20000 == len(set(stays)) and len(set(seen)) == len(seen)
+        assert len(stays) == ENTRIES == len(set(stays)) and len(set(seen)) == len(seen)
         assert sorted(os.listdir(m.path("d"))) == sorted(os.listdir(d))
         libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
         libc.telldir.restype = ctypes.c_long
         stream = ctypes.c_void_p(libc.opendir(m.path("d").encode()))
         name = lambda: ctypes.string_at(libc.readdir(stream) + 19)
-        for _ in range(15000):
+        for _ in range(ENTRIES * 3 // 4):
             name()
         here = libc.telldir(stream)
         next_one = name()
-        for _ in range(3000):
+        for _ in range(ENTRIES // 8):
             name()
         libc.seekdir(stream, ctypes.c_long(here))
         assert name() == next_one
@@ -498,3 +500,19 @@ def open_of_a_removed_or_replaced_file_goes_on():
         os.close(fd), os.close(top)
         return said
     return each_is_as_on_the_backing(calls)
+
+
+def an_ordinary_users_mount_behaves_as_its_backing():
+    """Without allow_other and without root: random calls of three processes, each beside the same call on a twin."""
+    def work(hmmfs, source, point, mine):
+        here, there = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../fsstress"), os.path.join(os.path.dirname(source), "fsstress")
+        shutil.copytree(here, there)
+        made = mine("mktemp", "-d")  # TMPDIR's own filesystem, as the source is
+        twin = made.stdout.decode().strip()
+        try:
+            r = mine("/usr/bin/python3", os.path.join(there, "fsstress.py"), "--steps", "1500", "--processes", "3", point, twin)
+            assert r.returncode == 0, r.stderr.decode()[-3000:] + r.stdout.decode()[-1000:]
+            assert mine(hmmfs, "umount", point).returncode == 0
+        finally:
+            shutil.rmtree(twin, ignore_errors=True)
+    return mounted_by_an_ordinary_user(work)
