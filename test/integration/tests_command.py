@@ -1,5 +1,5 @@
 """tests_command.py - the hmmfs command: kernels, status, map."""
-import json, os, struct
+import glob, json, os, re, struct
 from device import EXCLUSIVE, leased
 from harness import CAPACITY, CHUNK, DEVICE, HMMFS, command, data_of, mounted
 
@@ -137,3 +137,26 @@ def status_and_map_have_their_keys():
         command(HMMFS, "prefetch", m.path("f"))
         assert m.status()["resident_bytes"] == 2 * CHUNK and m.status()["dirty_bytes"] == 0
         command(HMMFS, "sync", m.point), command(HMMFS, "devices")
+
+
+def commands_say_what_a_fifo_is():
+    """And do not wait for its writer."""
+    with mounted() as m:
+        os.mkfifo(m.path("fifo"))
+        for words in (("prefetch",), ("evict",), ("map",), ("run", "sum")):
+            said = command(HMMFS, *words, m.path("fifo"), ok=(1, 2), timeout=60)
+            assert said.count("\n") == 1 and "fifo" in said, said
+        m.umount()
+
+
+def each_test_that_the_docs_name_exists():
+    """docs/testing.md says where each promise is tested."""
+    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../..")
+    with open(os.path.join(root, "docs/testing.md")) as f:
+        named = set(re.findall(r"\b[a-z]+(?:_[a-z]+){2,}\b", f.read()))
+    there = ""
+    for kind in ("py", "c", "sh"):
+        for path in glob.glob(os.path.join(root, "test", "**", f"*.{kind}"), recursive=True):
+            with open(path) as f:
+                there += f.read()
+    assert named and not {n for n in named if n not in there}, {n for n in named if n not in there}
