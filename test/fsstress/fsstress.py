@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """fsstress.py - random calls on a tree, by several processes, each call made in a twin directory, too: what came of the two must be equal.
 
-    fsstress.py [--seed N] [--seconds N | --steps N] [--processes N] DIRECTORY TWIN
+    fsstress.py [--seed N] [--seconds N | --steps N] [--processes N] [--no-set-ids] DIRECTORY TWIN
 
 Both directories are empty at first. Each process owns the names that begin with its letter, wherever they are, and all work in the same
 top directories; so what a call on its own names gives is settled by its seed, whatever the others do, and is compared step by step:
@@ -20,7 +20,7 @@ HISTORY = 30
 def work(a, number):
     """One process: its exit status."""
     random, history = Random(f"{a.seed} {number}"), []
-    twins = Twins(random, number, a.directory, a.twin)
+    twins = Twins(random, number, a.directory, a.twin, 0o1777 if a.no_set_ids else 0o7777)
     steps, end = 0, time.monotonic() + a.seconds
     try:
         while steps < a.steps if a.steps else time.monotonic() < end:
@@ -42,7 +42,7 @@ def work(a, number):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1), parser.add_argument("--seconds", type=float, default=10), parser.add_argument("--steps", type=int)
-    parser.add_argument("--processes", type=int, default=4), parser.add_argument("directory"), parser.add_argument("twin")
+    parser.add_argument("--processes", type=int, default=4), parser.add_argument("--no-set-ids", action="store_true"), parser.add_argument("directory"), parser.add_argument("twin")
     a = parser.parse_args()
     for top in (a.directory, a.twin):
         for name in SHARED:

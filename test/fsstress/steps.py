@@ -35,8 +35,8 @@ def access_list(perms):
 
 
 class Twins:
-    def __init__(self, random, number, directory, twin):
-        self.random, self.letter, self.tops = random, chr(ord("a") + number), (twin, directory)
+    def __init__(self, random, number, directory, twin, modes):
+        self.modes, self.random, self.letter, self.tops = modes, random, chr(ord("a") + number), (twin, directory)
         self.known, self.open, self.wrong, self.n_succeeded, self.n_steps = [], [], None, 0, 0
         self.is_root = os.geteuid() == 0
         os.umask(0o22)
@@ -113,12 +113,12 @@ class Twins:
 
 def create(t):
     """O_RDWR, here and below: a fifo's writer would find a reader or not, as others have it."""
-    mode, flags = t.random.choice((0o666, 0o640, 0o4755, 0o2770, 0)), t.random.choice((0, os.O_EXCL, os.O_TRUNC, os.O_DIRECTORY))
+    mode, flags = t.random.choice((0o666, 0o640, 0o4755, 0o2770, 0)) & t.modes, t.random.choice((0, os.O_EXCL, os.O_TRUNC, os.O_DIRECTORY))
     return t.named(f"create {mode:o} {flags:x}", lambda p: os.close(os.open(p, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK | flags, mode)), makes=True)
 
 
 def mkdir(t):
-    mode = t.random.choice((0o777, 0o1777, 0o2775, 0o700, 0o555))
+    mode = t.random.choice((0o777, 0o1777, 0o2775, 0o700, 0o555)) & t.modes
     return t.named(f"mkdir {mode:o}", lambda p: os.mkdir(p, mode), makes=True)
 
 
@@ -170,7 +170,7 @@ def list_(t):
 # ---- attributes ----
 
 def chmod(t):
-    mode = t.random.choice((0o644, 0o600, 0o755, 0o4711, 0o2755, 0o1777, 0))
+    mode = t.random.choice((0o644, 0o600, 0o755, 0o4711, 0o2755, 0o1777, 0)) & t.modes
     return t.named(f"chmod {mode:o}", lambda p: os.chmod(p, mode))
 
 
