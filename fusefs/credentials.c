@@ -38,7 +38,7 @@ static void change_capabilities(uint32_t raised, uint32_t lowered)
 static void take_umask(fuse_req_t req, mode_t *mode)
 {
 	static _Thread_local bool is_own; /* the thread's umask is not the process's */
-	static _Thread_local mode_t own;
+	static _Thread_local mode_t own = (mode_t)-1; /* not known: what the daemon was started with */
 	mode_t wanted = fuse_req_ctx(req)->umask;
 
 	if (!is_own)

@@ -516,3 +516,29 @@ def an_ordinary_users_mount_behaves_as_its_backing():
         finally:
             shutil.rmtree(twin, ignore_errors=True)
     return mounted_by_an_ordinary_user(work)
+
+
+def a_callers_umask_is_no_other_callers():
+    """Threads of the daemon begin as copies of one that has served a caller with another umask."""
+    def create(m, who, umask):
+        os.umask(umask)
+        for i in range(50):
+            os.close(os.open(m.path(f"{who} {i}"), os.O_CREAT | os.O_WRONLY, 0o666))
+
+    def in_child(*args):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                create(*args)
+                status = 0
+            finally:
+                os._exit(status)
+        return child
+    for _ in range(3):
+        with mounted() as m:
+            umasks = {"own": 0o77, "all": 0}
+            children = [in_child(m, f"{kind} {who}", umasks[kind]) for who in range(8) for kind in umasks]
+            assert [os.waitpid(child, 0)[1] for child in children] == [0] * 16
+            assert {(name[:3], mode_of(m.path(name))) for name in os.listdir(m.point)} == {("own", "0o100600"), ("all", "0o100666")}
+            m.umount()
