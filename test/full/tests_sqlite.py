@@ -3,7 +3,7 @@
 Money moves between accounts, so the sum never changes; a writer says a transaction's number after COMMIT has returned. Debian has
 neither of SQLite's own speedtest1 and threadtest programs."""
 import os, random, signal, sqlite3, subprocess, sys, time
-from full import moved_about, open_to_all, say
+from full import moved_about, open_to_all, run, say
 from harness import wait_until
 
 ACCOUNTS, BALANCE, ROUNDS = 200, 1000, 4
@@ -111,7 +111,8 @@ def sqlite_outlives_the_daemons_death():
             _make(path, mode)
             for _ in range(ROUNDS):
                 def kill(children):
-                    m.daemon.kill(), m.clean()
+                    m.daemon.kill(), m.daemon.wait()
+                    run("umount", "-i", "-l", m.point)
                 with moved_about(m, "db"):
                     _work(path, said, kill)
                 _check(os.path.join(m.source, "db"), said["heard"])
