@@ -8,6 +8,23 @@
 
 struct sim sim = {.mutex = PTHREAD_MUTEX_INITIALIZER, .progress = PTHREAD_COND_INITIALIZER};
 
+static void lock(void)
+{
+	pthread_mutex_lock(&sim.mutex);
+}
+
+static void unlock(void)
+{
+	pthread_mutex_unlock(&sim.mutex);
+}
+
+/* A stream's thread may have the mutex when the program forks, and is not there in the child, which is to be told no. */
+__attribute__((constructor)) static void keep_the_mutex_over_forks(void)
+{
+	if (pthread_atfork(lock, unlock, unlock) != 0)
+		abort();
+}
+
 _Thread_local bool sim_is_in_host_func;
 static _Thread_local struct CUctx_st *stack[16];
 static _Thread_local unsigned depth;
