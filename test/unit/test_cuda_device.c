@@ -1,11 +1,10 @@
 /* test_cuda_device.c - the cuda device in moments that mounts seldom have, on the simulated driver. */
-#include "gpu/gpu.h"
+#include "test/unit/gpu_waiting.h"
 
 #include "gpu/cuda_abi.h"
 
 #include <check.h>
 #include <errno.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,34 +18,6 @@ CUresult cuInit(unsigned), cuDevicePrimaryCtxRetain(CUcontext *, CUdevice), cuDe
 static struct gpu_device *dev;
 static char *bounce;
 static char rules[] = "/tmp/hmmfs-test-rules-XXXXXX";
-
-struct waiting {
-	struct gpu_op op;
-	int status;
-	bool is_done;
-};
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-
-static void done(struct gpu_op *op, int status)
-{
-	struct waiting *waiting = (struct waiting *)(void *)op;
-
-	pthread_mutex_lock(&mutex);
-	waiting->status = status;
-	waiting->is_done = true;
-	pthread_cond_broadcast(&changed);
-	pthread_mutex_unlock(&mutex);
-}
-
-static int wait_for(struct waiting *waiting)
-{
-	pthread_mutex_lock(&mutex);
-	while (!waiting->is_done)
-		pthread_cond_wait(&changed, &mutex);
-	pthread_mutex_unlock(&mutex);
-	return waiting->status;
-}
 
 /* See test/simcuda/fault.c. Each test is a process of its own. */
 static void strike(const char *text)

@@ -3,10 +3,9 @@
  *
  *     HMMFS_TEST_DEVICE=cuda test_device [--measure]      host if not set
  */
-#include "gpu/gpu.h"
+#include "test/unit/gpu_waiting.h"
 
 #include <check.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,25 +18,6 @@ enum { CHUNK = 2 << 20, BOUNCE = 16 << 20, CHUNKS = 24 };
 static struct gpu_device *dev;
 static char *bounce;
 
-struct waiting {
-	struct gpu_op op;
-	int status;
-	bool is_done;
-};
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-
-static void done(struct gpu_op *op, int status)
-{
-	struct waiting *waiting = (struct waiting *)(void *)op;
-
-	pthread_mutex_lock(&mutex);
-	waiting->status = status;
-	waiting->is_done = true;
-	pthread_cond_broadcast(&changed);
-	pthread_mutex_unlock(&mutex);
-}
-
 static bool is_measuring; /* Check takes no assertion outside of its tests */
 
 static void must(bool holds, const char *what)
@@ -48,15 +28,6 @@ static void must(bool holds, const char *what)
 	}
 	if (!is_measuring)
 		ck_assert_msg(holds, "%s", what);
-}
-
-static void wait_for(struct waiting *waiting)
-{
-	pthread_mutex_lock(&mutex);
-	while (!waiting->is_done)
-		pthread_cond_wait(&changed, &mutex);
-	pthread_mutex_unlock(&mutex);
-	must(waiting->status == 0, "an operation failed");
 }
 
 static void start(void)
@@ -84,7 +55,7 @@ static void load(struct gpu_chunk *chunk, enum gpu_queue queue, size_t off, size
 	struct waiting waiting = {.op.done = done};
 
 	dev->ops->copy_from_device(dev, queue, chunk, off, bounce_off, len, &waiting.op);
-	wait_for(&waiting);
+	must(wait_for(&waiting) == 0, "an operation failed");
 }
 
 static void store(struct gpu_chunk *chunk, enum gpu_queue queue, size_t off, size_t bounce_off, size_t len)
@@ -92,7 +63,7 @@ static void store(struct gpu_chunk *chunk, enum gpu_queue queue, size_t off, siz
 	struct waiting waiting = {.op.done = done};
 
 	dev->ops->copy_to_device(dev, queue, chunk, off, bounce_off, len, &waiting.op);
-	wait_for(&waiting);
+	must(wait_for(&waiting) == 0, "an operation failed");
 }
 
 START_TEST(new_memory_is_zero_and_keeps_what_is_stored)
@@ -112,10 +83,10 @@ START_TEST(new_memory_is_zero_and_keeps_what_is_stored)
 		store(a, GPU_QUEUE_CPU, 4096, 0, 5);
 		waiting.is_done = false;
 		dev->ops->copy_chunk(dev, GPU_QUEUE_FILL, b, a, &waiting.op);
-		wait_for(&waiting);
+		must(wait_for(&waiting) == 0, "an operation failed");
 		waiting.is_done = false;
 		dev->ops->fill(dev, GPU_QUEUE_FILL, b, 100, 7, 0xab, &waiting.op);
-		wait_for(&waiting);
+		must(wait_for(&waiting) == 0, "an operation failed");
 		load(b, GPU_QUEUE_WRITEBACK, 0, CHUNK, CHUNK);
 		memcpy(bounce + 4096, bounce, 5);
 		for (size_t i = 100; i < 107; i++) /* gcc with sanitizers takes a memset for one beyond NULL */
@@ -140,11 +111,11 @@ START_TEST(many_operations_at_once_on_all_queues_do_not_meet)
 		dev->ops->copy_to_device(dev, i % 3, chunks[i], i * 4096, i * piece, piece, &stores[i].op);
 	}
 	for (size_t i = 0; i < CHUNKS; i++) {
-		wait_for(&stores[i]);
+		must(wait_for(&stores[i]) == 0, "an operation failed");
 		dev->ops->copy_from_device(dev, (i + 1) % 3, chunks[i], i * 4096, BOUNCE / 2 + i * piece, piece, &loads[i].op);
 	}
 	for (size_t i = 0; i < CHUNKS; i++) {
-		wait_for(&loads[i]);
+		must(wait_for(&loads[i]) == 0, "an operation failed");
 		dev->ops->chunk_destroy(dev, chunks[i]);
 	}
 	ck_assert_int_eq(memcmp(bounce, bounce + BOUNCE / 2, CHUNKS * piece), 0);
@@ -183,7 +154,7 @@ static double measure(bool is_to_device)
 		struct waiting *slot = &waiting[i % DEPTH];
 
 		if (i >= DEPTH)
-			wait_for(slot);
+			must(wait_for(slot) == 0, "an operation failed");
 		*slot = (struct waiting){.op.done = done};
 		if (i < ROUNDS && is_to_device)
 			dev->ops->copy_to_device(dev, GPU_QUEUE_FILL, chunk, i % 2 * PIECE, i % DEPTH * PIECE, PIECE, &slot->op);
