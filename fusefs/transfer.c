@@ -7,8 +7,8 @@
  *
  * What is cheaper than a change of threads is done on the spot:
  *   - over /dev/fuse, bytes that are in the backing's page cache (RWF_NOWAIT), and the one transfer when nothing else is
- *     under way: there are threads enough to take the next request;
- *   - a WRITE into the page cache, which is a copy (io_uring would hand it to a kernel thread); but a part of a page may have to
+ *     under way: there is another thread at least to take the next request;
+ *   - over io_uring, a WRITE into the page cache, which is a copy (io_uring would hand it to a kernel thread); but a part of a page may have to
  *     be read first, and a large copy holds others up: those go through the ring.
  *
  * Requests of an application's O_DIRECT descriptor use one on the backing. So do large READs of others that the backing's page
@@ -304,7 +304,7 @@ void transfer_write(fuse_req_t req, struct inode *inode, struct fuse_file_info *
 			transfer_start(&transfer);
 		return;
 	}
-	if (transfer.fd == transfer.handle->fd || take_spot(&transfer)) {
+	if (take_spot(&transfer)) { /* also into the page cache: a writer may have to wait for the disk there */
 		transfer_now(&transfer);
 		return;
 	}

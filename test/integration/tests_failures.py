@@ -1,5 +1,5 @@
 """tests_failures.py - a backing that is full or fails."""
-import contextlib, errno, os, signal, subprocess
+import contextlib, errno, glob, os, signal, subprocess, threading
 from device import EXCLUSIVE, SHARED, Region, leased, states
 from harness import BUILD, CHUNK, CPU_ACCESS, HMMFS, command, data_of, mounted, raises, wait_until
 
@@ -43,6 +43,10 @@ class Disk:
         finally:
             os.unlink(path)
 
+    def waiting(self):
+        """How many of its threads wait for somebody at a named pipe."""
+        return sum("wait_for_partner" in open(path).read() for path in glob.glob(f"/proc/{self.server}/task/*/wchan"))
+
     def put(self, name, data):
         with open(os.path.join(self.files, name), "wb") as f:
             f.write(data)
@@ -58,6 +62,7 @@ def mounted_on_a_disk(**options):
         m.umount()
         disk = Disk(os.path.dirname(m.source))
         server = subprocess.Popen([os.path.join(BUILD, "test/integration/failing_fs"), disk.files, disk.control, m.source])
+        disk.server = server.pid
         try:
             wait_until(lambda: os.path.ismount(m.source) or server.poll() is not None, "failing_fs serves")
             m.start()
@@ -126,6 +131,35 @@ def failed_fsync_of_the_backing_is_told():
             os.fsync(fd), os.close(fd)
         m.umount()
         assert disk.get("f") == b"!" + data_of(2 * CHUNK)[1:]
+
+
+def writers_that_the_disk_keeps_waiting_leave_room_for_others():
+    """Over /dev/fuse, whose threads are one a CPU."""
+    if not BUILD or os.geteuid() != 0:
+        return "needs failing_fs, which is built and not installed, and root, who sees what its threads wait for"
+    with mounted_on_a_disk(transport="dev") as (m, disk):
+        names = [f"w{i}" for i in range(2 * os.cpu_count() + 2)]
+        for name in ("other", *names):
+            disk.put(name, b"written")
+        fds = [os.open(m.path(name), os.O_WRONLY) for name in names]
+        gate = os.path.join(disk.control, "write")
+        os.mkfifo(gate)  # who opens it waits for us
+        writers = [threading.Thread(target=raises, args=(errno.EIO, os.pwrite, fd, bytes(4096), 0)) for fd in fds]
+        for writer in writers:
+            writer.start()
+        try:
+            wait_until(lambda: disk.waiting() == len(fds), "all have come to the disk")
+            assert command("cat", m.path("other"), timeout=30) == "written"
+        finally:
+            opened = os.open(gate, os.O_RDWR)
+            os.unlink(gate)
+            wait_until(lambda: disk.waiting() == 0, "they go on")
+            os.close(opened)
+            for writer in writers:
+                writer.join()
+        for fd in fds:
+            os.close(fd)
+        m.umount()
 
 
 def failing_reads_fail_the_lease_and_the_mount_goes_on():
