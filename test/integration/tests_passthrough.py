@@ -179,6 +179,7 @@ def file_that_grows_or_changes_its_policy_stays_passed_until_it_is_closed():
             r.store(0, b"device")
         assert os.pread(second, 6, 18 * CHUNK) == b"device" and states(fd) == {}
         os.close(fd), os.close(second)
+        wait_until(lambda: passed_opens(m) == 0, "the kernel has told of both closes")
         fd = os.open(m.path("f"), os.O_RDWR)
         assert passed_opens(m) == 0
         with leased(fd, EXCLUSIVE, 0, CHUNK) as r:
@@ -189,9 +190,16 @@ def file_that_grows_or_changes_its_policy_stays_passed_until_it_is_closed():
         assert passed_opens(m) == 0  # the first open settled it
         os.pwrite(second, b"X", 1)
         assert os.pread(fd, 5, 0) == b"sXays"
-        os.close(fd), os.close(second)
-        fd = os.open(m.path("f"), os.O_RDWR)
-        assert passed_opens(m) == 1 and os.pread(fd, 5, 0) == b"sXays"
+        fds = [fd, second]
+
+        def is_passed_when_opened_again():  # the kernel tells of closes after they have returned
+            while fds:
+                os.close(fds.pop())
+            fds.append(os.open(m.path("f"), os.O_RDWR))
+            return passed_opens(m) == 1
+        wait_until(is_passed_when_opened_again, "it is passed when both are closed")
+        fd = fds.pop()
+        assert os.pread(fd, 5, 0) == b"sXays"
         raises(errno.EOPNOTSUPP, Region(fd, 0, CHUNK).begin, SHARED)
         os.setxattr(m.path("f"), "user.hmmfs.migrate", b"auto")
         with leased(fd, SHARED, 0, CHUNK) as r:
