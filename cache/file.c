@@ -481,20 +481,15 @@ void cache_file_remove_writer(struct cache_file *file)
 
 /* ---- errors ---- */
 
-static uint32_t record_error(struct cache_file *file, int err)
+uint32_t file_record_error(struct cache_file *file, int err)
 {
 	atomic_store(&file->error, err);
 	return atomic_fetch_add(&file->error_seq, 1);
 }
 
-void file_record_error(struct cache_file *file, int err)
-{
-	record_error(file, err);
-}
-
 void cache_file_error_met(struct cache_file *file, int err, uint32_t *sample)
 {
-	if (record_error(file, err) == *sample)
+	if (file_record_error(file, err) == *sample)
 		++*sample; /* or others came before, and it hears of them together */
 }
 

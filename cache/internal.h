@@ -235,7 +235,7 @@ void file_take_descriptors(struct cache_file *file);
 void file_measure(struct cache_file *file);
 /* The filesystem refuses O_DIRECT after all. Engine. */
 void file_give_up_direct(struct cache_file *file);
-void file_record_error(struct cache_file *file, int err);
+uint32_t file_record_error(struct cache_file *file, int err); /* how many came before */
 void file_settle(struct cache_file *file, unsigned queued);
 
 /* ---- transfer.c: one piece between backing and device ---- */

@@ -58,6 +58,14 @@ static uint64_t now_ms(void)
 	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
+static void take_notices(struct session *session)
+{
+	uint64_t count;
+	ssize_t n = read(session->wake_fd, &count, sizeof(count));
+
+	(void)n; /* how many there were says nothing */
+}
+
 int session_wait(struct session *session, struct cache_op *op, void (*start)(void *argument),
 		 void (*cancel)(void *argument), void *argument, unsigned timeout_ms, bool *is_gone)
 {
@@ -72,17 +80,14 @@ int session_wait(struct session *session, struct cache_op *op, void (*start)(voi
 	for (;;) {
 		struct pollfd polled[2] = {{.fd = session->wake_fd, .events = POLLIN},
 					   {.fd = session->socket, .events = POLLRDHUP}};
-		uint64_t count, now = now_ms();
-		ssize_t n;
+		uint64_t now = now_ms();
 
 		polled[1].fd = is_cancelled ? -1 : session->socket;
 		if (poll(polled, 2, deadline == UINT64_MAX || is_cancelled ? -1 : deadline > now ? (int)(deadline - now) : 0) < 0 &&
 		    errno != EINTR)
 			abort(); /* the arguments are right */
-		if (polled[0].revents & POLLIN) {
-			n = read(session->wake_fd, &count, sizeof(count));
-			(void)n;
-		}
+		if (polled[0].revents & POLLIN)
+			take_notices(session);
 		regions_tell_revoked(session); /* waits itself, and may take our notice */
 		if (is_done(&waited))
 			break;
@@ -350,17 +355,13 @@ static void serve_messages(struct session *session)
 	for (;;) {
 		struct pollfd polled[2] = {{.fd = session->wake_fd, .events = POLLIN}, {.fd = session->socket, .events = POLLIN}};
 		struct message message;
-		uint64_t count;
 		int result;
-		ssize_t n;
 
 		regions_tell_revoked(session);
 		if (poll(polled, 2, -1) < 0)
 			continue;
-		if (polled[0].revents & POLLIN) {
-			n = read(session->wake_fd, &count, sizeof(count));
-			(void)n;
-		}
+		if (polled[0].revents & POLLIN)
+			take_notices(session);
 		if (polled[1].revents == 0)
 			continue;
 		result = receive(session, &message);

@@ -104,14 +104,19 @@ bool may_keep_set_ids(fuse_req_t req)
 	return fuse_req_ctx(req)->uid == 0;
 }
 
+static void allow(unsigned capability, bool is_allowed)
+{
+	change_capabilities(is_allowed ? 1u << capability : 0, is_allowed ? 0 : 1u << capability);
+}
+
 void allow_keeping_set_ids(bool is_allowed)
 {
-	change_capabilities(is_allowed ? 1u << CAP_FSETID : 0, is_allowed ? 0 : 1u << CAP_FSETID);
+	allow(CAP_FSETID, is_allowed);
 }
 
 void allow_seeing_trusted(bool is_allowed)
 {
-	change_capabilities(is_allowed ? 1u << CAP_SYS_ADMIN : 0, is_allowed ? 0 : 1u << CAP_SYS_ADMIN);
+	allow(CAP_SYS_ADMIN, is_allowed);
 }
 
 static bool is_in_group(fuse_req_t req, gid_t gid)

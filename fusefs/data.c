@@ -87,7 +87,7 @@ static void touch(struct inode *inode, int fd)
 
 	if (futimens(fd, times) == 0) /* or it moves at writeback */
 		inode_own_change(inode);
-	fremovexattr(fd, "security.capability");
+	fremovexattr(fd, CAPABILITY_XATTR);
 }
 
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *from, off_t off, struct fuse_file_info *fi)

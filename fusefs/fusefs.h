@@ -271,6 +271,9 @@ static inline struct handle *handle_of(const struct fuse_file_info *fi)
  * the file is inactive. */
 void flush_device(struct inode *inode, void (*then)(void *user, int status), void *user);
 
+#define POLICY_XATTR "user.hmmfs.migrate"
+#define CAPABILITY_XATTR "security.capability"
+
 /* xattr.c: the file was just seen to have no security.capability, or it may have one now. */
 void inode_has_no_capability(struct inode *inode);
 void inode_may_have_capability(struct inode *inode);

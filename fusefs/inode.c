@@ -508,8 +508,6 @@ void inode_close_file(struct inode *inode)
 		cache_file_destroy(unused);
 }
 
-static const char policy_name[] = "user.hmmfs.migrate";
-
 static enum fusefs_policy policy_named(const struct fusefs *fs, const char *value, ssize_t n)
 {
 	if (n == 4 && memcmp(value, "auto", 4) == 0)
@@ -527,14 +525,14 @@ enum fusefs_policy inode_policy(struct inode *inode)
 	struct proc_path path = proc_path_of(at.fd);
 	char value[16];
 
-	return policy_named(inode->fs, value, getxattr(path.text, policy_name, value, sizeof(value)));
+	return policy_named(inode->fs, value, getxattr(path.text, POLICY_XATTR, value, sizeof(value)));
 }
 
 enum fusefs_policy policy_of_descriptor(const struct fusefs *fs, int fd)
 {
 	char value[16];
 
-	return policy_named(fs, value, fgetxattr(fd, policy_name, value, sizeof(value)));
+	return policy_named(fs, value, fgetxattr(fd, POLICY_XATTR, value, sizeof(value)));
 }
 
 size_t inodes_count(struct fusefs *fs)

@@ -109,11 +109,16 @@ int pruner_start(struct fusefs *fs)
 	return err;
 }
 
+static void wake_locked(struct pruner *pruner)
+{
+	pruner->is_wanted = true;
+	pthread_cond_signal(&pruner->wanted);
+}
+
 void pruner_wake(struct pruner *pruner)
 {
 	pthread_mutex_lock(&pruner->mutex);
-	pruner->is_wanted = true;
-	pthread_cond_signal(&pruner->wanted);
+	wake_locked(pruner);
 	pthread_mutex_unlock(&pruner->mutex);
 }
 
@@ -129,8 +134,7 @@ bool pruner_wait(struct pruner *pruner)
 	clock_gettime(CLOCK_REALTIME, &until);
 	until.tv_sec += 1;
 	pthread_mutex_lock(&pruner->mutex);
-	pruner->is_wanted = true;
-	pthread_cond_signal(&pruner->wanted);
+	wake_locked(pruner);
 	before = pruner->n_freed;
 	while (pruner->n_freed == before && err == 0)
 		err = pthread_cond_timedwait(&pruner->freed, &pruner->mutex, &until);

@@ -7,8 +7,6 @@
 #include <sys/xattr.h>
 #include <time.h>
 
-static const char policy_name[] = "user.hmmfs.migrate";
-
 static void reply_bytes(fuse_req_t req, char *value, ssize_t n, size_t size)
 {
 	if (n < 0)
@@ -39,8 +37,6 @@ static ssize_t default_policy(enum fusefs_policy policy, char *value, size_t siz
 
 /* The kernel asks for security.capability before the first write to a file and before each change of its owner or size. That a
  * file has none is remembered for a second, as its attributes are; a new one has none. */
-static const char capability_name[] = "security.capability";
-
 static unsigned now_s(void)
 {
 	struct timespec now;
@@ -69,7 +65,7 @@ static ssize_t get_capability(struct inode *inode, const char *path, char *value
 		errno = ENODATA;
 		return -1;
 	}
-	n = getxattr(path, capability_name, value, size);
+	n = getxattr(path, CAPABILITY_XATTR, value, size);
 	if (n < 0 && errno == ENODATA) {
 		inode_has_no_capability(inode);
 		if (atomic_load(&inode->own_changes) != own_changes)
@@ -90,8 +86,8 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
 		fuse_reply_err(req, at.fd < 0 ? -at.fd : ENOMEM);
 		return;
 	}
-	n = strcmp(name, capability_name) == 0 ? get_capability(inode, path.text, value, size) : getxattr(path.text, name, value, size);
-	if (n < 0 && errno == ENODATA && S_ISREG(inode->type) && strcmp(name, policy_name) == 0)
+	n = strcmp(name, CAPABILITY_XATTR) == 0 ? get_capability(inode, path.text, value, size) : getxattr(path.text, name, value, size);
+	if (n < 0 && errno == ENODATA && S_ISREG(inode->type) && strcmp(name, POLICY_XATTR) == 0)
 		n = default_policy(inode->fs->options->policy, value, size);
 	reply_bytes(req, value, n, size);
 }
@@ -188,7 +184,7 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 	struct inode *inode = inode_of(req, ino);
 	INODE_FD(at, inode);
 	int err;
-	bool sets_policy = strcmp(name, policy_name) == 0;
+	bool sets_policy = strcmp(name, POLICY_XATTR) == 0;
 
 	if (sets_policy && !is_policy(value, size)) {
 		fuse_reply_err(req, EINVAL);

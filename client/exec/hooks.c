@@ -43,24 +43,25 @@ enum which {
 
 static struct hook {
 	const char *symbol, *name; /* as exported, and as cuGetProcAddress knows it */
-	bool is_per_thread;        /* what has no stream has one form */
+	bool is_per_thread;
 	void *ours;
 	_Atomic(void *) real; /* set once or twice, to what does the same */
+	bool has_one_form;    /* it has no stream */
 } hooks[HOOKS] = {
-	[HTOD] = {"cuMemcpyHtoD_v2", "cuMemcpyHtoD", false, (void *)cuMemcpyHtoD_v2, NULL},
-	[HTOD_PTDS] = {"cuMemcpyHtoD_v2_ptds", "cuMemcpyHtoD", true, (void *)cuMemcpyHtoD_v2_ptds, NULL},
-	[HTOD_ASYNC] = {"cuMemcpyHtoDAsync_v2", "cuMemcpyHtoDAsync", false, (void *)cuMemcpyHtoDAsync_v2, NULL},
-	[HTOD_ASYNC_PTSZ] = {"cuMemcpyHtoDAsync_v2_ptsz", "cuMemcpyHtoDAsync", true, (void *)cuMemcpyHtoDAsync_v2_ptsz, NULL},
-	[COPY] = {"cuMemcpy", "cuMemcpy", false, (void *)cuMemcpy, NULL},
-	[COPY_PTDS] = {"cuMemcpy_ptds", "cuMemcpy", true, (void *)cuMemcpy_ptds, NULL},
-	[COPY_ASYNC] = {"cuMemcpyAsync", "cuMemcpyAsync", false, (void *)cuMemcpyAsync, NULL},
-	[COPY_ASYNC_PTSZ] = {"cuMemcpyAsync_ptsz", "cuMemcpyAsync", true, (void *)cuMemcpyAsync_ptsz, NULL},
-	[ALLOC] = {"cuMemAlloc_v2", "cuMemAlloc", false, (void *)cuMemAlloc_v2, NULL},
-	[ALLOC_ASYNC] = {"cuMemAllocAsync", "cuMemAllocAsync", false, (void *)cuMemAllocAsync, NULL},
-	[ALLOC_ASYNC_PTSZ] = {"cuMemAllocAsync_ptsz", "cuMemAllocAsync", true, (void *)cuMemAllocAsync_ptsz, NULL},
-	[CREATE] = {"cuMemCreate", "cuMemCreate", false, (void *)cuMemCreate, NULL},
-	[PROC] = {"cuGetProcAddress", NULL, false, (void *)cuGetProcAddress, NULL},
-	[PROC_V2] = {"cuGetProcAddress_v2", NULL, false, (void *)cuGetProcAddress_v2, NULL},
+	[HTOD] = {"cuMemcpyHtoD_v2", "cuMemcpyHtoD", false, (void *)cuMemcpyHtoD_v2, NULL, false},
+	[HTOD_PTDS] = {"cuMemcpyHtoD_v2_ptds", "cuMemcpyHtoD", true, (void *)cuMemcpyHtoD_v2_ptds, NULL, false},
+	[HTOD_ASYNC] = {"cuMemcpyHtoDAsync_v2", "cuMemcpyHtoDAsync", false, (void *)cuMemcpyHtoDAsync_v2, NULL, false},
+	[HTOD_ASYNC_PTSZ] = {"cuMemcpyHtoDAsync_v2_ptsz", "cuMemcpyHtoDAsync", true, (void *)cuMemcpyHtoDAsync_v2_ptsz, NULL, false},
+	[COPY] = {"cuMemcpy", "cuMemcpy", false, (void *)cuMemcpy, NULL, false},
+	[COPY_PTDS] = {"cuMemcpy_ptds", "cuMemcpy", true, (void *)cuMemcpy_ptds, NULL, false},
+	[COPY_ASYNC] = {"cuMemcpyAsync", "cuMemcpyAsync", false, (void *)cuMemcpyAsync, NULL, false},
+	[COPY_ASYNC_PTSZ] = {"cuMemcpyAsync_ptsz", "cuMemcpyAsync", true, (void *)cuMemcpyAsync_ptsz, NULL, false},
+	[ALLOC] = {"cuMemAlloc_v2", "cuMemAlloc", false, (void *)cuMemAlloc_v2, NULL, true},
+	[ALLOC_ASYNC] = {"cuMemAllocAsync", "cuMemAllocAsync", false, (void *)cuMemAllocAsync, NULL, false},
+	[ALLOC_ASYNC_PTSZ] = {"cuMemAllocAsync_ptsz", "cuMemAllocAsync", true, (void *)cuMemAllocAsync_ptsz, NULL, false},
+	[CREATE] = {"cuMemCreate", "cuMemCreate", false, (void *)cuMemCreate, NULL, true},
+	[PROC] = {"cuGetProcAddress", NULL, false, (void *)cuGetProcAddress, NULL, false},
+	[PROC_V2] = {"cuGetProcAddress_v2", NULL, false, (void *)cuGetProcAddress_v2, NULL, false},
 };
 
 /* ---- libc's dlsym ---- */
@@ -149,7 +150,7 @@ static void replace(const char *name, void **address, int version, unsigned long
 	if (strcmp(name, "cuGetProcAddress") == 0)
 		take_place(&hooks[version < PROC_V2_VERSION ? PROC : PROC_V2], address);
 	for (int i = 0; i < PROC; i++) {
-		if ((hooks[i].is_per_thread == is_per_thread || i == ALLOC || i == CREATE) && strcmp(hooks[i].name, name) == 0) {
+		if ((hooks[i].is_per_thread == is_per_thread || hooks[i].has_one_form) && strcmp(hooks[i].name, name) == 0) {
 			take_place(&hooks[i], address);
 			return;
 		}

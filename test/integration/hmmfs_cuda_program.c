@@ -7,8 +7,8 @@
  *     closed: copied again, when all descriptors have been closed and files of its own have their numbers
  */
 #include "gpu/cuda_abi.h"
+#include "test/descriptors.h"
 
-#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -69,17 +69,6 @@ static CUresult copy(const char *how, CUdeviceptr to, const void *from, size_t l
 	if (result == CUDA_SUCCESS)
 		result = cuMemcpyHtoDAsync_v2(to, from, len, stream);
 	return result == CUDA_SUCCESS ? cuStreamSynchronize(stream) : result;
-}
-
-static int count_descriptors(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(directory) != NULL)
-		n++;
-	closedir(directory);
-	return n;
 }
 
 enum { FIRST = 3, OWN_FILES = 32 };

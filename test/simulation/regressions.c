@@ -251,9 +251,13 @@ static void on_revoked(struct cache_lease *lease)
 	sim_wake(lease);
 }
 
-static void begin_with_revocation(void)
+/* first has the chunk, until it is revoked for second. */
+static void begin_with_revocation(struct revocable *first, struct revocable *second)
 {
 	begin_with(2 * CHUNK, (struct cache_config){.capacity_bytes = 4 * CHUNK, .lease_timeout_ms = 100});
+	*first = *second = (struct revocable){.lease = lease_of(0, 1, CACHE_LEASE_EXCLUSIVE)};
+	first->lease.revoked = on_revoked;
+	acquire(&first->lease);
 }
 
 static void memory_that_a_revoked_lease_could_not_be_relieved_of_is_freed_once(void)
@@ -261,11 +265,7 @@ static void memory_that_a_revoked_lease_could_not_be_relieved_of_is_freed_once(v
 	struct revocable first, second;
 	struct pending pending;
 
-	begin_with_revocation();
-	first = (struct revocable){.lease = lease_of(0, 1, CACHE_LEASE_EXCLUSIVE)};
-	second = first;
-	first.lease.revoked = on_revoked;
-	acquire(&first.lease);
+	begin_with_revocation(&first, &second);
 	device_failing_copies = 1;
 	START(cache_acquire, &second.lease, &pending);
 	while (!first.is_revoked)
@@ -282,11 +282,7 @@ static void a_release_that_crosses_the_revocation_is_told_of_it(void)
 	struct revocable first, second;
 	struct pending pending;
 
-	begin_with_revocation();
-	first = (struct revocable){.lease = lease_of(0, 1, CACHE_LEASE_EXCLUSIVE)};
-	second = first;
-	first.lease.revoked = on_revoked;
-	acquire(&first.lease);
+	begin_with_revocation(&first, &second);
 	device_latency_ns = SIM_S; /* copying to other memory takes two seconds, and begins within 0.3 */
 	START(cache_acquire, &second.lease, &pending);
 	sim_sleep(SIM_S);

@@ -1,9 +1,9 @@
 /* test_session.c - what libhmmfs makes of a daemon that lies: whose mount a file is on is not for the application to know. */
 #include "client/hmmfs.h"
 #include "client/protocol.h"
+#include "test/descriptors.h"
 
 #include <check.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -145,17 +145,6 @@ START_TEST(a_result_that_did_not_come_is_refused)
 	hmmfs_close(session);
 }
 END_TEST
-
-static int count_descriptors(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(directory) != NULL)
-		n++;
-	closedir(directory);
-	return n;
-}
 
 START_TEST(a_chunk_outside_of_the_region_is_refused_and_its_descriptor_closed)
 {
